@@ -1,0 +1,1 @@
+"""Handlers that are ready to use, each file a plugin; installed as the package `srvkit_handlers`."""

@@ -1,0 +1,125 @@
+"""Serve a socket: handlers in the style of the standard library, under any concurrency model.
+
+`import srvkit as socketserver` keeps existing programs running. For new ones subclass
+`MessageHandler`, name it in srvkit.toml, and `srvkit run srvkit.toml`.
+
+The house, bottom up; a floor imports only from those below it:
+
+    errors, contracts        what can go wrong; what one floor promises another
+    net                      sockets and bytes: addresses, listeners, connections, framings
+    server | concurrency     the life of one connection | how many at once; they meet in a class statement
+    plugins                  what others may add
+    config                   from TOML text to a server class
+    process                  operating-system processes: start, watch, stop
+    cli                      the commands
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from srvkit.concurrency.crew import BusyThreads as _Threads  # noqa: F401  (private, but programs use them)
+from srvkit.concurrency.crew import NoThreads as _NoThreads  # noqa: F401
+from srvkit.concurrency.pool import ThreadPoolMixIn
+from srvkit.concurrency.threads import ThreadingMixIn
+from srvkit.errors import ConfigError
+from srvkit.net.framing import Delimiter, FixedSize, Framing, LengthPrefix, Lines, Netstring, Raw
+from srvkit.plugins.hookspecs import hookimpl
+from srvkit.process.embed import serve
+from srvkit.server.base import BaseServer
+from srvkit.server.datagram import UDPServer
+from srvkit.server.handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from srvkit.server.message import MessageHandler
+from srvkit.server.stream import TCPServer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaseRequestHandler",
+    "BaseServer",
+    "ConfigError",
+    "DatagramRequestHandler",
+    "Delimiter",
+    "FixedSize",
+    "Framing",
+    "LengthPrefix",
+    "Lines",
+    "MessageHandler",
+    "Netstring",
+    "Raw",
+    "StreamRequestHandler",
+    "TCPServer",
+    "ThreadPoolMixIn",
+    "ThreadPoolTCPServer",
+    "ThreadPoolUDPServer",
+    "ThreadingMixIn",
+    "ThreadingTCPServer",
+    "ThreadingUDPServer",
+    "UDPServer",
+    "hookimpl",
+    "serve",
+]
+
+
+class ThreadingUDPServer(ThreadingMixIn, UDPServer):
+    """A thread for each datagram."""
+
+
+class ThreadingTCPServer(ThreadingMixIn, TCPServer):
+    """A thread for each connection."""
+
+
+class ThreadPoolUDPServer(ThreadPoolMixIn, UDPServer):
+    """Datagrams in a bounded number of threads."""
+
+
+class ThreadPoolTCPServer(ThreadPoolMixIn, TCPServer):
+    """Connections in a bounded number of threads."""
+
+
+if hasattr(os, "fork"):
+    from srvkit.concurrency.forks import ForkingMixIn
+
+    class ForkingUDPServer(ForkingMixIn, UDPServer):
+        """A child process for each datagram."""
+
+    class ForkingTCPServer(ForkingMixIn, TCPServer):
+        """A child process for each connection."""
+
+    __all__ += ["ForkingMixIn", "ForkingTCPServer", "ForkingUDPServer"]
+
+if hasattr(socket, "AF_UNIX"):
+    from srvkit.server.datagram import UnixDatagramServer
+    from srvkit.server.stream import UnixStreamServer
+
+    class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
+        """A thread for each connection."""
+
+    class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
+        """A thread for each datagram."""
+
+    class ThreadPoolUnixStreamServer(ThreadPoolMixIn, UnixStreamServer):
+        """Connections in a bounded number of threads."""
+
+    class ThreadPoolUnixDatagramServer(ThreadPoolMixIn, UnixDatagramServer):
+        """Datagrams in a bounded number of threads."""
+
+    __all__ += [
+        "ThreadPoolUnixDatagramServer",
+        "ThreadPoolUnixStreamServer",
+        "ThreadingUnixDatagramServer",
+        "ThreadingUnixStreamServer",
+        "UnixDatagramServer",
+        "UnixStreamServer",
+    ]
+
+    if hasattr(os, "fork"):
+
+        class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
+            """A child process for each connection."""
+
+        class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer):
+            """A child process for each datagram."""
+
+        __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]

@@ -1,0 +1,40 @@
+"""`srvkit check`: everything that `run` would refuse, without opening a socket."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from srvkit.cli.run import Subparsers
+
+DEFAULT_CONFIG = "srvkit.toml"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "check",
+        help="say everything that is wrong with a configuration",
+        description="Read the configuration, load its plugins, compose its servers; open nothing.",
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG)
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a setting")
+    parser.add_argument("--explain", action="store_true", help="print each server as the class that it is")
+    parser.set_defaults(run=command)
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print that all is well, or the classes; raises ConfigError or PluginError."""
+    from srvkit.config import loader
+    from srvkit.config.assemble import assemble
+
+    assembled = assemble(*loader.read(args.config, args.set))
+    for note in assembled.plugins.notes:
+        print(f"note: {note}")
+    if args.explain:
+        print("\n\n\n".join(plan.explain() for plan in assembled.plans))
+    else:
+        count = len(assembled.plans)
+        print(f"{args.config}: {count} server{'s' * (count != 1)}, nothing wrong")
+    return 0

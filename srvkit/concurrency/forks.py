@@ -1,0 +1,263 @@
+"""A child process for each request."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from srvkit.contracts import Steps, event_driven, setting
+
+FULL = "max_children"
+NO_PIDFD_INTERVAL = 0.5  # seconds between looks at the children where the kernel cannot announce their end
+
+
+class ForkingMixIn(Steps):
+    """Handle each request in a child process; stands in front of a server class.
+
+    Class attributes: `max_children` (40), `timeout` (300 seconds, of `handle_request`), `block_on_close`
+    (True: `server_close` waits for the children), `active_children` (None, or the set of their pids).
+
+    Children are reaped one by one as they end, by pid, so that other children of the program are left
+    alone. At `max_children` the server takes no further requests until one has ended. A child closes
+    the listening sockets and whatever else of the server's it has no use for, and always ends by
+    `os._exit`: with status 0, or 1 when its handler failed.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        max_children: int = setting(1024, "children at once", minimum=1)
+
+    handler_kinds = frozenset({"blocking", "message"})
+
+    # Under srvkit run: draining has waited for the children, and killed the last of them.
+    managed = MappingProxyType({"fork_beside_threads": False, "reset_signals": True})
+
+    timeout: float | None = 300
+    active_children: set[int] | None = None
+    max_children = 40
+    block_on_close = True
+    reset_signals = False  # set by srvkit run, whose own handlers are of no use in a child
+    _requests_of_children: dict[int, Any] | None = None
+    _pidfds: dict[int, int] | None = None
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Fork a child that handles the request. Raises OSError when no process can be had."""
+        if self.active_children is None or self._requests_of_children is None:
+            self.active_children, self._requests_of_children, self._pidfds = set(), {}, {}
+        if getattr(self, "_loop", None) is None:
+            self._wait_for_room()
+        self._refuse_threads()
+        _flush_standard_files()  # or the child would write the same once more
+        try:
+            pid = os.fork()
+        except OSError as error:
+            back_off = getattr(self, "back_off_accepting", None)  # not on servers of the standard library
+            if back_off is not None:
+                back_off(error)
+            raise
+        if pid == 0:
+            self._be_the_child(request, client_address)
+        self.active_children.add(pid)
+        self._requests_of_children[pid] = request
+        self._watch_child(pid)
+        self.close_request(request)
+
+    def begin_drain(self) -> None:
+        """Drain, and let the children know: each ends after the message at hand."""
+        super().begin_drain()
+        self._signal_children(signal.SIGTERM)
+
+    def cut_off(self) -> int:
+        """Kill the children that are left; return how many."""
+        return self._signal_children(signal.SIGKILL)
+
+    def _signal_children(self, number: int) -> int:
+        children = list(self.active_children or ())
+        for pid in children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)  # not reaped yet, so the pid is still the child's
+        return len(children)
+
+    def collect_children(self, *, blocking: bool = False) -> None:
+        """Reap the children that have ended; with `blocking`, wait until all have."""
+        for pid in list(self.active_children or ()):
+            try:
+                reaped, _ = os.waitpid(pid, 0 if blocking else os.WNOHANG)
+            except ChildProcessError:
+                reaped = pid  # somebody else has waited for it, or SIGCHLD is ignored
+            if reaped == pid:
+                self._forget_child(pid)
+
+    def handle_timeout(self) -> None:
+        """Reap children when `handle_request` waited in vain. May be extended."""
+        self.collect_children()
+
+    @event_driven
+    def service_actions(self) -> None:
+        """Reap children; srvkit's own loop does so as they end. May be extended."""
+        super().service_actions()
+        if not hasattr(self, "_loop"):
+            self.collect_children()
+
+    def server_close(self) -> None:
+        """Close the server and wait for the children, if `block_on_close`."""
+        super().server_close()
+        self.collect_children(blocking=self.block_on_close)
+
+    # ---- the parent's side
+
+    def loop_begins(self, loop: Any) -> None:
+        """Watch the children that were left over when an earlier loop ended. May be extended."""
+        super().loop_begins(loop)
+        self.collect_children()
+        for pid in self.active_children or ():
+            self._watch_child(pid)
+
+    def _watch_child(self, pid: int) -> None:
+        assert self.active_children is not None
+        loop = getattr(self, "_loop", None)
+        if loop is None:
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            if len(self.active_children) == 1:
+                loop.call_later(NO_PIDFD_INTERVAL, self._look_after_children)
+        else:
+            assert self._pidfds is not None
+            if pid in self._pidfds:
+                os.close(self._pidfds[pid])
+            self._pidfds[pid] = pidfd
+            loop.watch(pidfd, self._reaper(pid))
+        if len(self.active_children) >= self.max_children:
+            self.pause_accepting(FULL)
+
+    def _reaper(self, pid: int) -> Any:
+        def reap() -> None:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)  # the descriptor became readable: the child has ended
+            self._forget_child(pid)
+
+        return reap
+
+    def _look_after_children(self) -> None:
+        self.collect_children()
+        loop = getattr(self, "_loop", None)
+        if self.active_children and loop is not None:
+            loop.call_later(NO_PIDFD_INTERVAL, self._look_after_children)
+
+    def _forget_child(self, pid: int) -> None:
+        assert self.active_children is not None and self._requests_of_children is not None
+        assert self._pidfds is not None
+        self.active_children.discard(pid)
+        request = self._requests_of_children.pop(pid, None)
+        pidfd = self._pidfds.pop(pid, None)
+        if pidfd is not None:
+            loop = getattr(self, "_loop", None)
+            if loop is not None:
+                loop.unwatch(pidfd)
+            os.close(pidfd)
+        request_done = getattr(self, "request_done", None)
+        if request_done is not None:
+            request_done(request)
+        resume = getattr(self, "resume_accepting", None)
+        if resume is not None and len(self.active_children) < self.max_children:
+            resume(FULL)
+
+    def _wait_for_room(self) -> None:
+        """Reap, and wait for a child where all are busy; srvkit's own loop does both as they end."""
+        assert self.active_children is not None
+        self.collect_children()
+        while len(self.active_children) >= self.max_children:
+            _wait_for_any(self.active_children)
+            self.collect_children()
+
+    def _refuse_threads(self) -> None:
+        if getattr(self, "fork_beside_threads", True) or threading.active_count() == 1:
+            return
+        names = ", ".join(t.name for t in threading.enumerate() if t is not threading.main_thread())
+        raise RuntimeError(
+            f"not forking beside other threads ({names}): the child could wait for their locks for ever; "
+            "start threads in the handler, or choose another concurrency"
+        )
+
+    # ---- the child's side
+
+    def _be_the_child(self, request: Any, client_address: Any) -> None:
+        status = 1
+        try:
+            self._close_what_is_not_the_childs(request)
+            if self.reset_signals:
+                self._take_signals(request)
+            self.finish_request(request, client_address)
+            status = 0
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            try:
+                self.shutdown_request(request)
+            finally:
+                _flush_standard_files()
+                os._exit(status)
+
+    def _close_what_is_not_the_childs(self, request: Any) -> None:
+        loop = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.close()
+        for pidfd in (self._pidfds or {}).values():
+            os.close(pidfd)
+        self._pidfds = {}
+        self.active_children = set()
+        leave = getattr(self, "leave_to_parent", None)
+        if leave is not None:
+            leave(request)
+        elif getattr(self, "socket_type", None) == socket.SOCK_STREAM:
+            self.socket.close()  # type: ignore[attr-defined]
+
+    def _take_signals(self, request: Any) -> None:
+        def drain(*_: Any) -> None:
+            self.draining = True
+            if getattr(request, "idle", False):
+                with suppress(OSError):  # gone already
+                    request.shutdown(socket.SHUT_RD)
+
+        signal.set_wakeup_fd(-1)  # the parent's pipe
+        signal.signal(signal.SIGTERM, drain)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent says what it means
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+def _wait_for_any(pids: set[int]) -> None:
+    """Wait until one of these children, and no other, has ended."""
+    if not hasattr(os, "pidfd_open"):
+        signal.sigtimedwait({signal.SIGCHLD}, NO_PIDFD_INTERVAL)
+        return
+    poll = select.poll()
+    fds = []
+    try:
+        for pid in pids:
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return  # reaped by somebody else
+            fds.append(fd)
+            poll.register(fd, select.POLLIN)
+        poll.poll()
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _flush_standard_files() -> None:
+    for file in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # None, a full disk, closed
+            file.flush()

@@ -1,0 +1,38 @@
+"""The whole way of a configuration: settings, plugins, server classes; or all that is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from srvkit.config.compose import Plan, compose
+from srvkit.config.model import Config, Problems
+from srvkit.errors import PluginError
+from srvkit.plugins.manager import Plugins, make_manager
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A configuration with its plugins loaded and its servers planned."""
+
+    config: Config
+    plugins: Plugins
+    plans: list[Plan]
+
+
+def assemble(config: Config, problems: Problems) -> Assembled:
+    """Load the plugins and plan the servers of what `loader` has read.
+
+    Raises ConfigError with every problem there is, PluginError where the plugins are the only one.
+    """
+    folder = config.path.parent if config.path is not None else Path()
+    try:
+        plugins = make_manager(config.srvkit.plugins, config.srvkit.block, folder)
+        plans = compose(config, plugins, problems)
+    except PluginError as error:
+        if problems:
+            problems.add(("srvkit", "plugins"), str(error))
+            problems.raise_if_any()
+        raise
+    problems.raise_if_any()
+    return Assembled(config, plugins, plans)

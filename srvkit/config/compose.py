@@ -1,0 +1,343 @@
+"""From settings to server classes: the configuration file is a class statement.
+
+`[server.echo]` with `concurrency = "threading"` on `tcp://` becomes
+`class EchoTCPServer(ThreadingMixIn, TCPServer)` with its settings as class attributes. What cannot
+go together is found here and added to the problems of the file. Nothing is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from srvkit.concurrency.serial import SerialMixIn
+from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
+from srvkit.errors import ConfigError, PluginError
+from srvkit.net.address import Address, parse
+from srvkit.net.connection import Connection, TimedConnection
+from srvkit.net.listener import Listener, SocketSettings, bind
+from srvkit.plugins.manager import Offer, Plugins
+from srvkit.plugins.observing import hook_mixins
+from srvkit.server.base import BaseServer
+from srvkit.server.datagram import UDPServer, UnixDatagramServer
+from srvkit.server.handler import DatagramRequestHandler, StreamRequestHandler, kind_of
+from srvkit.server.stream import TCPServer, UnixStreamServer
+
+BASES: dict[str, type[TCPServer]] = {
+    "tcp": TCPServer,
+    "udp": UDPServer,
+    "unix": UnixStreamServer,
+    "unixgram": UnixDatagramServer,
+}
+LONGEST_DATAGRAM = 65535  # bytes; UDP's length field holds no more (RFC 768)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One server as it is to be: where it listens, its class, and its handler."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    socket: SocketSettings
+    model: str  # the word in the configuration
+    server_class: type[TCPServer]
+    handler: type[Any]
+
+    def bind(self) -> list[Listener]:
+        """Bind every address, without listening. Raises ListenError with nothing left open."""
+        listeners: list[Listener] = []
+        try:
+            for address in self.addresses:
+                listeners.append(bind(address, self.socket))
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        return listeners
+
+    def build(self, listeners: list[Listener]) -> TCPServer:
+        """Make the server; it owns the listeners from then on."""
+        return self.server_class.from_listeners(listeners, self.handler)
+
+    def explain(self) -> str:
+        """Write the class statement that a person would have written."""
+        bases = ", ".join(base.__name__ for base in self.server_class.__bases__)
+        lines = [f"class {self.server_class.__name__}({bases}):"]
+        lines += [f"    {name} = {value!r}" for name, value in _shown(vars(self.server_class))]
+        own = [(name, value) for name, value in _shown(vars(self.handler)) if name in ("framing", "options")]
+        if own:
+            handler = self.handler.__bases__[0]
+            head = f"class {handler.__name__}({handler.__module__}.{handler.__qualname__}):"
+            lines = [head, *(f"    {name} = {value!r}" for name, value in own), "", *lines]
+        listen = ", ".join(repr(str(address)) for address in self.addresses)
+        return "\n".join(
+            [*lines, "", f"{self.server_class.__name__}.listen({listen}, {self.handler.__name__})"]
+        )
+
+
+def compose(config: Config, plugins: Plugins, problems: Problems) -> list[Plan]:
+    """Return a plan for each server; what is wrong is added to `problems`, and its server left out.
+
+    Raises PluginError where a plugin, and not the configuration, is at fault.
+    """
+    composed = [
+        _Composer(name, settings, config.path, plugins, problems).plan()
+        for name, settings in config.server.items()
+    ]
+    plans = [plan for plan in composed if plan is not None]
+    _report_shared_addresses(plans, problems)
+    if not problems:
+        _ask_plugins(config, plugins, problems)
+    return plans
+
+
+class _Composer:
+    """Puts one server together, noting every reason why it cannot be."""
+
+    def __init__(
+        self, name: str, settings: ServerSettings, path: Path | None, plugins: Plugins, problems: Problems
+    ) -> None:
+        self.name = name
+        self.key = ("server", name)
+        self.settings = settings
+        self.folder = path.parent if path is not None else Path()
+        self.plugins = plugins
+        self.problems = problems
+
+    def plan(self) -> Plan | None:
+        before = len(self.problems)
+        addresses = self._addresses()
+        handler = self._handler()
+        model = self._offer(
+            self.settings.concurrency, self.plugins.models, "concurrency", "concurrency model"
+        )
+        if addresses and handler:
+            self._check_transport(handler, addresses[0])
+        if handler and model:
+            self._check_model(handler, model)
+        options = self._model_options(model) if model else {}
+        if handler:
+            handler = self._with_settings(handler)
+        if len(self.problems) > before or not (addresses and handler and model):
+            return None
+        return Plan(
+            self.name,
+            tuple(addresses),
+            self.settings.socket,
+            model.name,
+            self._server_class(addresses[0], model, handler, options),
+            handler,
+        )
+
+    def _addresses(self) -> list[Address]:
+        addresses = []
+        for index, text in enumerate(self.settings.listen):
+            try:
+                addresses.append(parse(text).relative_to(self.folder))
+            except ValueError as error:
+                self.problems.add((*self.key, "listen", index), str(error))
+        kinds = {address.kind for address in addresses}
+        if len(kinds) > 1:
+            self.problems.add(
+                (*self.key, "listen"),
+                "one server listens either for streams (tcp, unix) or for datagrams (udp, unixgram): "
+                "make two tables",
+            )
+        return addresses
+
+    def _handler(self) -> type[Any] | None:
+        name = self.settings.handler.name
+        if ":" not in name:
+            offer = self._offer(self.settings.handler, self.plugins.handlers, "handler", "handler")
+            return offer.thing if offer else None
+        try:
+            return self.plugins.import_handler(name)
+        except PluginError as error:
+            self.problems.add((*self.key, "handler"), str(error))
+            return None
+
+    def _offer(self, choice: Choice, offers: Mapping[str, Offer], key: str, noun: str) -> Offer | None:
+        if choice.name in offers:
+            return offers[choice.name]
+        close = difflib.get_close_matches(choice.name, offers, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        known = f" (known are {', '.join(offers)})" if offers else " (no plugin offers any)"
+        self.problems.add((*self.key, key), f"unknown {noun} {choice.name!r}{hint}{known}")
+        return None
+
+    def _check_transport(self, handler: type[Any], address: Address) -> None:
+        # By name as well: a handler may be built on the standard library's classes.
+        ancestors = {base.__name__ for base in handler.__mro__}
+        if address.kind == "datagram" and (
+            issubclass(handler, StreamRequestHandler) or "StreamRequestHandler" in ancestors
+        ):
+            wanted = "streams (tcp://, unix:)"
+        elif address.kind == "stream" and (
+            issubclass(handler, DatagramRequestHandler) or "DatagramRequestHandler" in ancestors
+        ):
+            wanted = "datagrams (udp://, unixgram:)"
+        else:
+            return
+        self.problems.add((*self.key, "handler"), f"{handler.__name__} handles {wanted}, not {address}")
+
+    def _check_model(self, handler: type[Any], model: Offer) -> None:
+        kind = kind_of(handler)
+        if kind in model.thing.handler_kinds:
+            return
+        able = [offer.name for offer in self.plugins.models.values() if kind in offer.thing.handler_kinds]
+        able_text = f"it runs under {', '.join(able)}" if able else "no model that is installed can"
+        self.problems.add(
+            (*self.key, "concurrency"),
+            f"{model.name!r} cannot run {handler.__name__}, a handler of the {kind} kind; {able_text}",
+        )
+
+    def _model_options(self, model: Offer) -> dict[str, Any]:
+        declared = getattr(model.thing, "Options", _NoOptions)
+        options = convert_options(
+            declared, self.settings.concurrency.options, (*self.key, "concurrency"), self.problems
+        )
+        return (
+            {} if options is None else {field.name: getattr(options, field.name) for field in fields(options)}
+        )
+
+    def _with_settings(self, handler: type[Any]) -> type[Any]:
+        """Return the handler with what the configuration says of it, as a class of the same name."""
+        attributes: dict[str, Any] = {}
+        declared = getattr(handler, "Options", None)
+        if declared is not None or self.settings.handler.options:
+            key = (*self.key, "handler")
+            attributes["options"] = convert_options(
+                declared or _NoOptions, self.settings.handler.options, key, self.problems
+            )
+        if kind_of(handler) == "message":
+            framing = self._framing(handler)
+            if framing is not None:
+                attributes["framing"] = framing
+        elif self.settings.framing is not None:
+            self.problems.add(
+                (*self.key, "framing"),
+                f"framing is for message handlers; {handler.__name__} does its own input and output",
+            )
+        if not attributes:
+            return handler
+        attributes |= {
+            "__module__": handler.__module__,
+            "__qualname__": handler.__qualname__,
+            "__doc__": handler.__doc__,
+        }
+        return type(handler.__name__, (handler,), attributes)
+
+    def _framing(self, handler: type[Any]) -> Any:
+        framing = handler.framing
+        if self.settings.framing is not None:
+            offer = self._offer(self.settings.framing, self.plugins.framings, "framing", "framing")
+            if offer is None:
+                return None
+            framing = convert_options(
+                offer.thing, self.settings.framing.options, (*self.key, "framing"), self.problems
+            )
+            if framing is None:
+                return None
+        try:
+            # Who wrote the handler may have set a maximum; whoever operates it has the last word.
+            if framing.max_message is None or self._is_set("limits", "max_message"):
+                return framing.fresh(self.settings.limits.max_message)
+            return framing.fresh()
+        except ValueError as error:
+            self.problems.add((*self.key, "limits", "max_message"), str(error))
+            return None
+
+    def _is_set(self, *path: str) -> bool:
+        table: Any = self.problems.source.data
+        for part in (*self.key, *path):
+            if not isinstance(table, dict) or part not in table:
+                return False
+            table = table[part]
+        return True
+
+    def _server_class(
+        self, address: Address, model: Offer, handler: type[Any], options: dict[str, Any]
+    ) -> type[TCPServer]:
+        base = BASES.get(address.scheme) or (TCPServer if address.kind == "stream" else UDPServer)
+        mixins = [] if model.thing is SerialMixIn else [model.thing]
+        attributes: dict[str, Any] = {
+            "__module__": __name__,
+            "name": self.name,
+            "limits": self.settings.limits,
+            "log_errors": True,
+            "contain_exit": True,
+            "always_finish": True,
+            **options,
+        }
+        if address.kind == "stream":
+            attributes["request_queue_size"] = self.settings.socket.backlog
+            # A message handler's conversation keeps its limits itself, and cheaper.
+            attributes["connection_class"] = Connection if kind_of(handler) == "message" else TimedConnection
+        else:
+            attributes |= {
+                "max_packet_size": LONGEST_DATAGRAM,
+                "drop_truncated": True,
+                "reply_only_if_written": True,
+            }
+        attributes |= getattr(model.thing, "managed", {})
+        return type(_class_name(self.name, base), (*hook_mixins(self.plugins), *mixins, base), attributes)
+
+
+@dataclass(frozen=True)
+class _NoOptions:
+    """What is declared where nothing is: any option is unknown."""
+
+
+def _class_name(name: str, base: type[BaseServer]) -> str:
+    words = re.findall(r"[A-Za-z0-9]+", name)
+    camel = "".join(word[0].upper() + word[1:] for word in words)
+    return f"{'Server' if camel[:1].isdigit() else ''}{camel}{base.__name__}"
+
+
+def _shown(attributes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in attributes.items() if not name.startswith("_")]
+
+
+def _report_shared_addresses(plans: Sequence[Plan], problems: Problems) -> None:
+    places = [(plan, index, address) for plan in plans for index, address in enumerate(plan.addresses)]
+    for (first, _, one), (second, index, other) in combinations(places, 2):
+        if _overlap(one, other):
+            problems.add(
+                ("server", second.name, "listen", index),
+                f"{other} and {one} of server.{first.name} are the same address",
+            )
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    if one.scheme != other.scheme:
+        return one.is_unix and other.is_unix and one.path == other.path
+    if one.scheme in ("tcp", "udp"):
+        if one.port != other.port or one.port == 0:
+            return False
+        hosts = {"127.0.0.1" if address.host == "localhost" else address.host for address in (one, other)}
+        return (
+            len(hosts) == 1
+            or bool(hosts & {"", "::"})
+            or ("0.0.0.0" in hosts and not any(":" in host for host in hosts))
+        )
+    return one == other
+
+
+def _ask_plugins(config: Config, plugins: Plugins, problems: Problems) -> None:
+    for implementation in plugins.hook.srvkit_configure.get_hookimpls():
+        try:
+            implementation.function(*[config for _ in implementation.argnames])
+        except ConfigError as error:
+            for problem in error.problems:
+                problems.add(tuple(problem.key.split(".")) if problem.key else (), problem.message)
+        except ValueError as error:
+            problems.add((), f"plugin {implementation.plugin_name}: {error}")
+        except Exception as error:
+            raise PluginError(
+                implementation.plugin_name, f"srvkit_configure failed: {type(error).__name__}: {error}"
+            ) from error

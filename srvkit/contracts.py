@@ -1,0 +1,82 @@
+"""What one floor promises another: protocols, null objects, and how a setting is declared.
+
+The wings `server` and `concurrency` do not import each other; what they call on each other stands
+here. So does everything that a floor above hands to one below. This module imports nothing of
+srvkit but the errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
+Size = Annotated[int, "size"]  # bytes; in TOML also "64KiB", "1MiB"
+FileMode = Annotated[str, "file mode"]  # permissions in octal digits, "0600"
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Declare a field of a settings class: its default, its one-line documentation, its bounds.
+
+    `srvkit explain`, the schema and the README's table are made from these. A list or a dict is
+    copied for each instance.
+    """
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def event_driven(method: Any) -> Any:
+    """Mark a `service_actions` that the serving loop need not call on a clock.
+
+    An override without the mark is called every `poll_interval`, as in the standard library.
+    """
+    method.event_driven = True
+    return method
+
+
+class Link(Protocol):
+    """Where a message handler's bytes go; each concurrency model brings its own."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the peer; safe from any thread."""
+
+    def close(self) -> None:
+        """End the connection once what was written is out; safe from any thread."""
+
+
+if TYPE_CHECKING:
+
+    class Steps:
+        """The steps of a server that a concurrency mixin calls and extends.
+
+        Only for the type checker: at run time whatever class stands behind the mixin brings them.
+        """
+
+        def server_close(self) -> None: ...
+        def service_actions(self) -> None: ...
+        def handle_timeout(self) -> None: ...
+        def process_request(self, request: Any, client_address: Any) -> None: ...
+        def finish_request(self, request: Any, client_address: Any) -> None: ...
+        def shutdown_request(self, request: Any) -> None: ...
+        def close_request(self, request: Any) -> None: ...
+        def loop_begins(self, loop: Any) -> None: ...
+        def begin_drain(self) -> None: ...
+        def cut_off(self) -> int: ...
+        def verify_request(self, request: Any, client_address: Any) -> bool: ...
+        def own_error(self, request: Any, error: BaseException | None) -> BaseException | None: ...
+        def handle_error(self, request: Any, client_address: Any) -> None: ...
+        def pause_accepting(self, reason: str) -> None: ...
+        def resume_accepting(self, reason: str) -> None: ...
+
+else:
+
+    class Steps:
+        """Empty: a mixin gets its steps from the class behind it."""

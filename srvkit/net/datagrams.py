@@ -1,0 +1,85 @@
+"""Receive a datagram together with the address it was sent to, and answer from that address.
+
+On a socket bound to every address the kernel would choose the source of a reply by its routes alone,
+and a client that asked another of our addresses drops it (RFC 1122, 4.1.3.5).
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+import sys
+from typing import Any
+
+from srvkit.errors import PeerGone
+
+# The name is new in Python 3.12; the number is Linux's.
+IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else 0)
+IPV6_PKTINFO: int = getattr(socket, "IPV6_PKTINFO", 0)
+_IN_PKTINFO = struct.Struct("@I4s4s")  # ipi_ifindex, ipi_spec_dst, ipi_addr
+_IN6_PKTINFO = struct.Struct("@16sI")  # ipi6_addr, ipi6_ifindex
+_ROOM = socket.CMSG_SPACE(_IN6_PKTINFO.size) if hasattr(socket, "CMSG_SPACE") else 0
+
+
+def ask_for_destination(sock: socket.socket) -> bool:
+    """Make `receive` know where a datagram was sent to; False where that makes no difference."""
+    if sock.family == socket.AF_INET and IP_PKTINFO and sock.getsockname()[0] == "0.0.0.0":
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        return True
+    if sock.family == socket.AF_INET6 and IPV6_PKTINFO and sock.getsockname()[0] == "::":
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        return True
+    return False
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, PinnedSocket, Any]:
+    """Return the next datagram, the socket to answer it with, and its sender; never blocks."""
+    data, ancillary, _flags, sender = sock.recvmsg(size, _ROOM, socket.MSG_DONTWAIT)
+    return data, PinnedSocket(sock, _source(ancillary)), sender
+
+
+def _source(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    for level, kind, value in ancillary:
+        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+            _, local, _ = _IN_PKTINFO.unpack(value)
+            return [(level, kind, _IN_PKTINFO.pack(0, local, bytes(4)))]
+        if level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
+            destination, interface = _IN6_PKTINFO.unpack(value)
+            if ipaddress.IPv6Address(destination).is_multicast:
+                return []
+            return [(level, kind, _IN6_PKTINFO.pack(destination, interface))]
+    return []
+
+
+class PinnedSocket:
+    """The listening socket, but `sendto` leaves from the address that the client wrote to."""
+
+    __slots__ = ("_ancillary", "_socket")
+
+    def __init__(self, sock: socket.socket, ancillary: list[tuple[int, int, bytes]]) -> None:
+        self._socket = sock
+        self._ancillary = ancillary
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
+        return self._socket.sendmsg([data], self._ancillary, flags, flags_and_address[-1])
+
+
+def reply(sock: Any, data: bytes, address: Any) -> None:
+    """Send one datagram without waiting; nothing where the peer has no address to answer to.
+
+    Raises PeerGone when the peer is not there or does not read; OSError when the datagram is too long.
+    """
+    if not address:
+        return
+    try:
+        sock.sendto(data, getattr(socket, "MSG_DONTWAIT", 0), address)
+    except OSError as error:
+        if error.errno == errno.EMSGSIZE:
+            raise
+        raise PeerGone(error.strerror or str(error)) from error

@@ -1,0 +1,173 @@
+"""Wait for descriptors, deadlines and calls from other threads, without ever polling.
+
+One `Readiness` serves one thread: epoll on Linux, the best selector of the platform elsewhere. It
+knows nothing of servers or connections; what it calls is what it was given.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import selectors
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from time import monotonic
+from types import TracebackType
+
+READ = 1  # the values of EPOLLIN and EPOLLOUT
+WRITE = 4
+
+
+class _SelectorPoll:
+    """The calls of `select.epoll` that are used here, over the platform's own selector (kqueue, poll)."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def register(self, fd: int, events: int) -> None:
+        self._selector.register(fd, self._mask(events))
+
+    def modify(self, fd: int, events: int) -> None:
+        self._selector.modify(fd, self._mask(events))
+
+    def unregister(self, fd: int) -> None:
+        self._selector.unregister(fd)
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        return [(key.fd, events) for key, events in self._selector.select(timeout)]
+
+    def close(self) -> None:
+        self._selector.close()
+
+    @staticmethod
+    def _mask(events: int) -> int:
+        wanted = 0
+        if events & READ:
+            wanted |= selectors.EVENT_READ
+        if events & WRITE:
+            wanted |= selectors.EVENT_WRITE
+        return wanted
+
+
+class Timer:
+    """A call that is due at a moment of the monotonic clock; `cancel()` forgets it."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Readiness:
+    """Call back when a descriptor is ready, a moment has come, or another thread asks.
+
+    Only the thread that calls `wait` may watch and unwatch; `call_soon` and `wake` are safe from any
+    thread, from signal handlers, and after `close`.
+    """
+
+    def __init__(self) -> None:
+        self._poll = select.epoll() if hasattr(select, "epoll") else _SelectorPoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = count()  # equal deadlines keep the order in which they were set
+        self._soon: deque[Callable[[], None]] = deque()
+        # Re-entrant: a signal handler may call wake() in the middle of close() in the same thread.
+        self._closing = threading.RLock()
+        self._closed = False
+        if hasattr(os, "eventfd"):
+            self._wake_read = self._wake_write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self._wake_read, self._wake_write = os.pipe()
+            os.set_blocking(self._wake_read, False)
+            os.set_blocking(self._wake_write, False)
+        self.watch(self._wake_read, self._drain_wake)
+
+    def __enter__(self) -> Readiness:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def watch(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
+        """Call `callback()` whenever `fd` is ready; level-triggered. Watching it again changes both."""
+        if fd in self._callbacks:
+            self._poll.modify(fd, events)
+        else:
+            self._poll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`; call it before closing the descriptor. Unknown descriptors are ignored."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback()` once, `seconds` from now."""
+        timer = Timer(monotonic() + seconds, callback)
+        heapq.heappush(self._timers, (timer.when, next(self._order), timer))
+        return timer
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` in the waiting thread, at once."""
+        self._soon.append(callback)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the current or the next `wait` return."""
+        with self._closing:
+            if not self._closed:
+                with suppress(BlockingIOError):  # full of wake-ups: one is enough
+                    os.write(self._wake_write, b"\1\0\0\0\0\0\0\0")
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the first event, at most `timeout` seconds (None: without end), and call back."""
+        if self._timers:
+            due = max(0.0, self._timers[0][0] - monotonic())
+            timeout = due if timeout is None else min(timeout, due)
+        # A callback of this round may have closed a descriptor that is further down the same list,
+        # hence the look-up for each.
+        for fd, _events in self._poll.poll(timeout):
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback()
+        if self._timers:
+            self._run_timers()
+
+    def close(self) -> None:
+        """Release the descriptors; watched ones stay open, they belong to whoever watched them."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._poll.close()
+            os.close(self._wake_read)
+            if self._wake_write != self._wake_read:
+                os.close(self._wake_write)
+        self._callbacks.clear()
+        self._timers.clear()
+
+    def _drain_wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        while self._soon:
+            self._soon.popleft()()
+
+    def _run_timers(self) -> None:
+        now = monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            if timer.callback is not None:
+                timer.callback()

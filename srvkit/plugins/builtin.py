@@ -1,0 +1,38 @@
+"""srvkit's own concurrency models and framings: a plugin like any other, named "srvkit".
+
+It knows the classes' names in the configuration and nothing of what they do. A new model or framing
+of srvkit's own is one more line here.
+"""
+
+from __future__ import annotations
+
+from srvkit.concurrency.forks import ForkingMixIn
+from srvkit.concurrency.pool import ThreadPoolMixIn
+from srvkit.concurrency.serial import SerialMixIn
+from srvkit.concurrency.threads import ThreadingMixIn
+from srvkit.net.framing import Delimiter, FixedSize, LengthPrefix, Lines, Netstring, Raw
+from srvkit.plugins.hookspecs import hookimpl
+
+
+@hookimpl
+def srvkit_concurrency() -> dict[str, type]:
+    """Offer the models that need nothing but the standard library."""
+    return {
+        "serial": SerialMixIn,
+        "threading": ThreadingMixIn,
+        "pool": ThreadPoolMixIn,
+        "forking": ForkingMixIn,
+    }
+
+
+@hookimpl
+def srvkit_framings() -> dict[str, type]:
+    """Offer the six ways in which most protocols tell one message from the next."""
+    return {
+        "raw": Raw,
+        "lines": Lines,
+        "delimiter": Delimiter,
+        "length-prefix": LengthPrefix,
+        "netstring": Netstring,
+        "fixed-size": FixedSize,
+    }

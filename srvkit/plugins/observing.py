@@ -1,0 +1,99 @@
+"""The steps of a server at which plugins stand: mixins for `compose` to put in front.
+
+There is one for each group of hooks, and it is used only where some plugin implements one of them, so
+that no connection pays for a hook that nobody has. Servers are known by their steps only.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from time import monotonic
+from typing import Any
+
+from srvkit.contracts import Steps
+from srvkit.plugins.manager import Plugins
+
+log = logging.getLogger("srvkit.plugins")
+
+
+def hook_mixins(plugins: Plugins) -> list[type[Any]]:
+    """Return the mixins, with their `hook` set, that the loaded plugins make necessary."""
+    return [
+        type(mixin.__name__, (mixin,), {"hook": plugins.hook})
+        for mixin in (VerifyHookMixIn, ConnectionHooksMixIn, ErrorHookMixIn)
+        if any(plugins.implementers(hook) for hook in mixin.hooks)
+    ]
+
+
+class VerifyHookMixIn(Steps):
+    """Ask the plugins about each request; any False refuses it."""
+
+    hooks = ("srvkit_verify_request",)
+    hook: Any
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if not super().verify_request(request, client_address):
+            return False
+        try:
+            answers = self.hook.srvkit_verify_request(
+                server=self, request=request, client_address=client_address
+            )
+        except Exception:
+            self.handle_error(request, client_address)
+            return False
+        return not any(answer is False for answer in answers)
+
+
+class ConnectionHooksMixIn(Steps):
+    """Tell the plugins of each connection or datagram that a handler gets, and of its end."""
+
+    hooks = ("srvkit_connection_open", "srvkit_connection_close")
+    hook: Any
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        opened: dict[int, tuple[Any, float]] = vars(self).setdefault("_opened", {})
+        opened[id(request)] = client_address, monotonic()
+        try:
+            self.hook.srvkit_connection_open(server=self, client_address=client_address)
+        except Exception:
+            log.exception("srvkit_connection_open failed")
+        super().finish_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        client_address, began = vars(self).get("_opened", {}).pop(id(request), (None, None))
+        try:
+            super().shutdown_request(request)
+        finally:
+            if began is not None:  # else refused, and never opened
+                self._tell_of_the_end(request, client_address, monotonic() - began)
+
+    def _tell_of_the_end(self, request: Any, client_address: Any, seconds: float) -> None:
+        is_datagram = isinstance(request, tuple)
+        try:
+            self.hook.srvkit_connection_close(
+                server=self,
+                client_address=client_address,
+                outcome=getattr(request, "outcome", "closed"),
+                seconds=seconds,
+                bytes_in=len(request[0]) if is_datagram else getattr(request, "bytes_in", 0),
+                bytes_out=getattr(request, "bytes_out", 0),
+            )
+        except Exception:
+            log.exception("srvkit_connection_close failed")
+
+
+class ErrorHookMixIn(Steps):
+    """Tell the plugins of what a handler raised, unless it is the peer's fault."""
+
+    hooks = ("srvkit_error",)
+    hook: Any
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = self.own_error(request, sys.exception())
+        if error is not None:
+            try:
+                self.hook.srvkit_error(server=self, client_address=client_address, error=error)
+            except Exception:
+                log.exception("srvkit_error failed")
+        super().handle_error(request, client_address)

@@ -1,0 +1,161 @@
+"""Serve inside somebody else's program: no signals, no logging set up, no process of one's own.
+
+A forking server is the exception: nothing forks beside threads, so it gets a process, and the program
+must have one thread only when it starts it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from srvkit.config import loader
+from srvkit.config.compose import Plan, compose
+from srvkit.errors import ConfigError
+from srvkit.net.listener import Listener
+from srvkit.plugins.manager import Offer, Plugins, make_manager
+from srvkit.process.run import ServerProcess, StartError
+from srvkit.process.serving import see_through
+from srvkit.server.stream import TCPServer
+
+log = logging.getLogger("srvkit.process")
+
+LONG = 3600.0  # seconds; stop() is who limits the draining
+EMBEDDED = "embedded"  # the name of a handler that was given as a class
+
+
+class EmbeddedServer:
+    """A server that runs beside the program; made by `serve`, stopped by `stop` or as a context manager.
+
+    `address` is what the first listener is bound to: (host, port), or a path; `addresses` are all.
+    """
+
+    def __init__(self, plan: Plan, plugins: Plugins) -> None:
+        self._plan = plan
+        self._plugins = plugins
+        listeners = plan.bind()
+        self.addresses = [_address(listener) for listener in listeners]
+        self.address = self.addresses[0]
+        self.server: TCPServer | None = None  # None where it runs in a process of its own
+        self._process: ServerProcess | None = None
+        self._error: BaseException | None = None
+        self._ready = threading.Event()
+        if plan.server_class.fork_beside_threads:
+            self.server = plan.build(listeners)
+            self._thread = threading.Thread(target=self._serve, name=f"server {plan.name}", daemon=True)
+            self._thread.start()
+            self._ready.wait()
+            if self._error is not None:
+                self._thread.join()
+                raise self._error
+        else:
+            self._start_process(listeners)
+
+    def __enter__(self) -> EmbeddedServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<EmbeddedServer {self._plan.server_class.__name__} {self.address}>"
+
+    def stop(self, drain_timeout: float = 1.0) -> bool:
+        """Take no more connections, give those at hand `drain_timeout` seconds, then cut them.
+
+        Returns whether all had finished. Calling it again does nothing.
+        """
+        if self._process is not None:
+            return self._stop_process(drain_timeout)
+        if self.server is None or not self._thread.is_alive():
+            return True
+        self.server.begin_drain()
+        self._thread.join(drain_timeout)
+        cut = self.server.cut_off() if self._thread.is_alive() else 0
+        self._thread.join(1.0)
+        if self._thread.is_alive():
+            log.warning("%s: a handler does not end, left behind", self._plan.name)
+            self.server.stop_serving()
+        return not cut
+
+    def _serve(self) -> None:
+        assert self.server is not None
+        try:
+            see_through(self.server, self._plugins, self._ready.set)
+        except BaseException as error:
+            if self._ready.is_set():
+                log.exception("%s: broke", self._plan.name)
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def _start_process(self, listeners: list[Listener]) -> None:
+        bound = {self._plan.name: listeners}
+        self._process = process = ServerProcess(self._plan, bound, self._plugins, LONG)
+        if not process.wait_ready():
+            process.reap()
+            self._process = None
+            raise StartError(f"{self._plan.name}: its process could not start; the log says why")
+
+    def _stop_process(self, drain_timeout: float) -> bool:
+        assert self._process is not None
+        process, self._process = self._process, None
+        for end, seconds in (
+            (process.begin_drain, drain_timeout),
+            (process.cut_off, 2.0),
+            (process.stop_serving, None),
+        ):
+            end()
+            if process.has_ended(seconds):
+                break
+        return process.reap() == 0
+
+
+def serve(
+    handler: type[Any] | str,
+    *addresses: str,
+    concurrency: str | Mapping[str, Any] = "threading",
+    options: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+    **settings: Any,
+) -> EmbeddedServer:
+    """Start a server beside the program and return it, ready for clients.
+
+    `handler` is a class, a plugin's name or "package.module:Class", with `options`; `addresses` and
+    `settings` are those of a `[server.NAME]` table: `framing="lines"`, `limits={"max_connections": 10}`.
+    `plugins` are folders, files and import names to load. Raises ConfigError, PluginError, ListenError,
+    or whatever the handler's `startup` raises; then nothing is left open.
+    """
+    named = handler if isinstance(handler, str) else EMBEDDED
+    table = {
+        "listen": list(addresses),
+        "handler": {"name": named, **(options or {})},
+        "concurrency": dict(concurrency) if isinstance(concurrency, Mapping) else concurrency,
+        **settings,
+    }
+    config, problems = loader.from_table({"server": {EMBEDDED: table}})
+    loaded = make_manager(plugins)
+    if not isinstance(handler, str):
+        loaded.handlers[EMBEDDED] = Offer(EMBEDDED, handler, "the program")
+    plans = compose(config, loaded, problems)
+    problems.raise_if_any()
+    (plan,) = plans
+    if not plan.server_class.fork_beside_threads and threading.active_count() > 1:
+        others = ", ".join(t.name for t in threading.enumerate() if t is not threading.main_thread())
+        raise ConfigError(
+            f"concurrency = {plan.model!r} forks, and forking beside other threads ({others}) is not safe: "
+            "start the server before them, choose another model, or let `srvkit run` serve it"
+        )
+    return EmbeddedServer(plan, loaded)
+
+
+def _address(listener: Listener) -> Any:
+    return listener.address.path if listener.address.is_unix else listener.socket.getsockname()[:2]

@@ -1,0 +1,52 @@
+"""One server from its start to its end: prepare, listen, serve, put away."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from srvkit.plugins.manager import Plugins
+from srvkit.server.stream import TCPServer
+
+log = logging.getLogger("srvkit.process")
+
+
+def see_through(server: TCPServer, plugins: Plugins, ready: Callable[[], None]) -> None:
+    """Serve until the server is stopped; `ready` is called once clients can connect.
+
+    Raises what kept it from starting or broke its loop. In any case it is closed afterwards, and what
+    was started is shut down again.
+    """
+    try:
+        call_life_method(server.RequestHandlerClass, "startup", server)
+        try:
+            plugins.hook.srvkit_server_start(server=server)
+            try:
+                server.server_activate()
+                ready()
+                server.serve_forever()
+            finally:
+                server.server_close()
+                _complain("srvkit_server_stop", lambda: plugins.hook.srvkit_server_stop(server=server))
+        finally:
+            _complain("shutdown()", lambda: call_life_method(server.RequestHandlerClass, "shutdown", server))
+    finally:
+        server.server_close()
+
+
+def call_life_method(handler: Any, name: str, server: TCPServer) -> None:
+    """Call `startup` or `shutdown` of a handler's class, where it is a class method.
+
+    A handler from elsewhere may have a method of that name that means something else.
+    """
+    if isinstance(inspect.getattr_static(handler, name, None), classmethod):
+        getattr(handler, name)(server)
+
+
+def _complain(what: str, call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except Exception:
+        log.exception("%s failed; the stop goes on", what)

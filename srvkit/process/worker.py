@@ -1,0 +1,187 @@
+"""A process that serves: its main thread for signals and deadlines, each server's loop in a thread.
+
+A forking server is alone in its process and has its loop in the main thread: nothing forks beside
+threads. The worker knows servers by their life (`serving`), not by what they serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from srvkit.errors import SrvkitError
+from srvkit.net.address import display
+from srvkit.net.readiness import Readiness, Timer
+from srvkit.plugins.manager import Plugins
+from srvkit.process.serving import see_through
+from srvkit.process.signals import Signals
+from srvkit.server.stream import TCPServer
+
+log = logging.getLogger("srvkit.process")
+
+CLEAN, FORCED, CANNOT_START = 0, 1, 3  # exit statuses
+
+
+class Served(Protocol):
+    """What a worker drains and cuts: a server, or a process that has one."""
+
+    name: str
+
+    def begin_drain(self) -> None:
+        """Take nothing new, let what is at hand finish, end."""
+
+    def cut_off(self) -> int:
+        """End what is open; return how many connections that were."""
+
+    def stop_serving(self) -> None:
+        """End in any case."""
+
+
+class Worker:
+    """Runs servers until it is told to stop.
+
+    The first TERM or INT drains: no new connections, those at hand have `drain_timeout` seconds. The
+    second one, or QUIT, cuts what is left. `run` returns the exit status: 0 when every connection
+    finished, 1 when some were cut or a server broke, 3 when one could not start.
+    """
+
+    after_the_cut = 1.0  # seconds for handlers to notice that their connection was cut
+
+    def __init__(
+        self,
+        servers: Sequence[TCPServer],
+        plugins: Plugins,
+        drain_timeout: float,
+        signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT),
+    ) -> None:
+        self.pid = os.getpid()
+        self.servers = list(servers)
+        self.status = CLEAN
+        self._plugins = plugins
+        self._drain_timeout = drain_timeout
+        self._signals = signals
+        self._loop = Readiness()
+        self._serving: set[Served] = set(self.servers)
+        self._stopping = False
+        self._deadline: Timer | None = None
+        self.on_ready: Callable[[], object] = bool  # called in a server's thread once clients can connect
+
+    def __repr__(self) -> str:
+        state = "stopping" if self._stopping else "running"
+        return f"<Worker {self.pid} {state}: {', '.join(server.name for server in self.servers)}>"
+
+    def run(self) -> int:
+        """Serve until stopped; in the main thread."""
+        with Signals(*self._signals) as signals, self._loop as loop:
+            loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
+            try:
+                self._plugins.hook.srvkit_worker_start(worker=self)
+            except Exception:
+                log.exception("srvkit_worker_start failed")
+                for server in self.servers:
+                    server.server_close()
+                return CANNOT_START
+            if any(not server.fork_beside_threads for server in self.servers):
+                (server,) = self.servers
+                server.use_loop(loop)
+                self._serve(server)
+                loop.wait(0)  # its own report of its end
+            else:
+                self._serve_in_threads(loop)
+            try:
+                self._plugins.hook.srvkit_worker_stop(worker=self)
+            except Exception:
+                log.exception("srvkit_worker_stop failed")
+        return self.status
+
+    def stop(self, drain_timeout: float | None = None) -> None:
+        """Drain, and cut what is left after `drain_timeout` seconds (None: as configured); from the loop."""
+        if self._stopping:
+            return
+        self._stopping = True
+        seconds = self._drain_timeout if drain_timeout is None else drain_timeout
+        self._deadline = self._loop.call_later(seconds, self.cut)
+        for served in list(self._serving):
+            served.begin_drain()
+
+    def cut(self) -> None:
+        """End what is still open, now; from the loop."""
+        self._stopping = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for served in list(self._serving):
+            served.begin_drain()
+            count = served.cut_off()
+            if count:
+                self.status = FORCED
+                log.warning("%s: cut %d connections that had not finished", served.name, count)
+        self._deadline = self._loop.call_later(self.after_the_cut, self._leave_behind)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback()` in the main thread when `fd` is readable; for as long as the worker runs."""
+        self._loop.watch(fd, callback)
+
+    def look_after(self, served: Served) -> None:
+        """Drain and cut this along with the servers; whoever adds it reports its end by `ended`."""
+        self._serving.add(served)
+
+    def ended(self, served: Served) -> None:
+        """Note that something has ended; when it was not told to, so does everything else. From the loop."""
+        self._serving.discard(served)
+        if not self._stopping:
+            self.stop()  # half of what was configured is not what was asked for
+
+    def _signalled(self, numbers: list[int]) -> None:
+        for number in numbers:
+            log.info("%s: stopping", signal.Signals(number).name)
+            if self._stopping or number == signal.SIGQUIT:
+                self.cut()
+            else:
+                self.stop()
+
+    def _serve_in_threads(self, loop: Readiness) -> None:
+        for server in self.servers:
+            # Daemons: a handler that hangs must not keep the process once everything else has ended.
+            name = f"server {server.name}"
+            threading.Thread(target=self._serve, args=(server,), name=name, daemon=True).start()
+        while self._serving:
+            loop.wait()
+
+    def _serve(self, server: TCPServer) -> None:
+        started = False
+
+        def ready() -> None:
+            nonlocal started
+            started = True
+            log.info("%s: listening on %s", server.name, ", ".join(map(_where, server.listeners)))
+            self.on_ready()
+
+        try:
+            see_through(server, self._plugins, ready)
+        except SrvkitError as error:
+            log.error("%s: %s", server.name, error)
+            self._broke(started)
+        except Exception:
+            log.exception("%s: %s", server.name, "broke" if started else "could not start")
+            self._broke(started)
+        self._loop.call_soon(lambda: self.ended(server))
+
+    def _broke(self, started: bool) -> None:
+        self.status = FORCED if started else CANNOT_START
+
+    def _leave_behind(self) -> None:
+        for served in list(self._serving):
+            log.warning("%s: does not end, left behind", served.name)
+            served.stop_serving()
+            self.status = FORCED
+        self._serving.clear()
+
+
+def _where(listener: Any) -> str:
+    if listener.is_internet:
+        return f"{listener.address.scheme}://{display(listener.socket.getsockname())}"
+    return str(listener.address)

@@ -1,0 +1,495 @@
+"""The life of a request, in the standard library's own step names.
+
+    wait -> get_request -> verify_request -> process_request (the mixin) -> finish_request (the handler)
+         -> shutdown_request -> close_request
+
+`BaseServer` knows no sockets of its own (`stream.py` and `datagram.py` do) and not how many requests are
+handled at once: that is the business of a mixin in front of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from srvkit.contracts import event_driven
+from srvkit.errors import PeerError
+from srvkit.net import connection as outcomes
+from srvkit.net.address import display
+from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
+from srvkit.net.readiness import Readiness
+from srvkit.server.guard import LimitSettings, Seats
+
+log = logging.getLogger("srvkit.server")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds without accepting after a capacity error, doubling
+FAILURES_IN_A_ROW = 100  # from here on even errors that should pass are met with a pause
+STOPPING = "the stop"
+BURST = 64  # requests taken per wake-up before the loop looks at anything else
+
+
+class EscapedError(Exception):
+    """A handler raised something that is no `Exception` (`SystemExit`, say); `__cause__` is what."""
+
+
+class BaseServer:
+    """Wait for requests and see each through its steps; the root of all server classes.
+
+    For the caller: `serve_forever`, `shutdown`, `handle_request`, `server_close`, `stop_serving`,
+    `fileno`, and use as a context manager (closes at the end).
+
+    Steps that may be overridden: `server_bind`, `server_activate`, `get_request`, `handle_timeout`,
+    `verify_request`, `process_request`, `finish_request`, `shutdown_request`, `close_request`,
+    `service_actions`, `handle_error`.
+
+    Class attributes, as in the standard library: `timeout` (seconds for `handle_request`, None), and in
+    the subclasses `address_family`, `socket_type`, `request_queue_size`, `allow_reuse_address`,
+    `allow_reuse_port`, `max_packet_size`.
+
+    Class attributes that `srvkit run` sets, off here because a program could notice: `limits` (bounds
+    and timeouts), `contain_exit` (SystemExit and its like in a handler end the connection, not the
+    server), `log_errors` (through `logging`, peers that vanish in one line, instead of a traceback on
+    standard error), `always_finish` (`finish()` runs although `setup()` failed), `drop_truncated`,
+    `reply_only_if_written`, `fork_beside_threads`; and `name`, by which logs call the server.
+
+    Source of the names and their order: the standard module of servers, documented in the library
+    reference under "A framework for network servers".
+    """
+
+    timeout: float | None = None
+
+    name = ""
+    limits: LimitSettings | None = None
+    contain_exit = False
+    log_errors = False
+    always_finish = False
+    drop_truncated = False
+    reply_only_if_written = False
+    fork_beside_threads = True
+
+    socket: Any  # the listening socket; in a server of several the one that brought the request at hand
+    _listeners: Sequence[Listener] = ()  # the sockets of a server from TOML; else there is just self.socket
+    _seats: Seats | None = None
+    draining = False  # whether begin_drain() was called: conversations end after the message at hand
+    _loop: Readiness | None = None
+    _shared_loop: Readiness | None = None
+    _loop_thread: int | None = None
+    _burst = 1
+    _more = False  # whether another request may be waiting at the listener being drained
+    _failures = 0  # to get a request, in a row
+    _last_complaint = 0.0
+    _complaints_held_back = 0
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any) -> None:
+        """Remember the address and the handler's class. May be extended, do not override."""
+        self.server_address = server_address
+        self.RequestHandlerClass = RequestHandlerClass
+        self._pauses: set[str] = set()
+        self.__is_shut_down = threading.Event()
+        self.__is_shut_down.set()
+        self.__shutdown_request = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.server_close()
+
+    def __repr__(self) -> str:
+        state = "serving" if self._loop is not None else "idle"
+        if self._pauses:
+            state += f", paused by {', '.join(sorted(self._pauses))}"
+        if self._seats is not None:
+            state += f", {self._seats}"
+        return f"<{type(self).__name__} {display(self.server_address)} {state}>"
+
+    def server_activate(self) -> None:
+        """Make the server ready for requests. May be overridden."""
+
+    def server_close(self) -> None:
+        """Release what the server holds. May be overridden."""
+
+    # ---- waiting
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Handle requests until `shutdown()`.
+
+        The loop sleeps until something happens. `poll_interval`, in seconds, matters only where
+        `service_actions` is overridden: it is then called at least that often. Ignores `timeout`.
+        Raises OSError when the listening socket is broken.
+        """
+        self.__is_shut_down.clear()
+        self._loop_thread = threading.get_ident()
+        try:
+            if self.__shutdown_request:
+                return
+            self._loop = self._shared_loop
+            if self._loop is not None:
+                self._serve(self._loop, poll_interval)
+            else:
+                with Readiness() as self._loop:
+                    self._serve(self._loop, poll_interval)
+        finally:
+            self._loop = None
+            self._loop_thread = None
+            self.__shutdown_request = False
+            self.__is_shut_down.set()
+
+    def use_loop(self, loop: Readiness) -> None:
+        """Serve in this loop, with whatever else is watched there, and not in one of the server's own.
+
+        The caller closes it.
+        """
+        self._shared_loop = loop
+
+    def loop_begins(self, loop: Readiness) -> None:
+        """Watch whatever else matters while `loop` serves. May be extended."""
+
+    def _serve(self, loop: Readiness, poll_interval: float) -> None:
+        polled = not getattr(self.service_actions, "event_driven", False)
+        # An overridden service_actions expects to be called after each single request.
+        self._burst = 1 if polled else self._burst_size()
+        made_non_blocking = []
+        try:
+            for fd in self._listening_fds() if self._burst > 1 else ():
+                if os.get_blocking(fd):
+                    # Not settimeout(0): the descriptor alone becomes non-blocking, so that the socket's
+                    # timeout, which handle_request() and accepted sockets go by, stays as it was.
+                    os.set_blocking(fd, False)
+                    made_non_blocking.append(fd)
+            self.loop_begins(loop)
+            self._listen_again()
+            while not self.__shutdown_request:
+                loop.wait(poll_interval if polled else None)
+                if not self.__shutdown_request:
+                    self.service_actions()
+        finally:
+            still_ours = set(self._listening_fds())
+            for fd in still_ours - {-1}:
+                loop.unwatch(fd)
+            for fd in made_non_blocking:
+                if fd in still_ours:  # not closed meanwhile, its number perhaps somebody else's
+                    os.set_blocking(fd, True)
+
+    def shutdown(self) -> None:
+        """Stop the `serve_forever` loop and wait until it is out.
+
+        From the loop's own thread (a handler, a signal handler), and where no loop runs, it returns at
+        once; in the latter case the next `serve_forever` returns immediately.
+        """
+        self.stop_serving()
+        if self._loop_thread != threading.get_ident():
+            self.__is_shut_down.wait()
+
+    def stop_serving(self) -> None:
+        """Ask the `serve_forever` loop to stop and do not wait; safe from threads and signal handlers."""
+        self.__shutdown_request = True
+        loop = self._loop
+        if loop is not None:
+            loop.wake()
+
+    def begin_drain(self) -> None:
+        """Stop as a good host does: no new requests, those at hand may finish, then `serve_forever` ends.
+
+        What waits in the kernel's queue is still taken; connections that are idle between two messages
+        end at once. Safe from any thread. For servers from TOML, which know their open requests.
+        """
+        self.draining = True
+        for request in self._open_requests():
+            if getattr(request, "idle", False):
+                with suppress(OSError):  # gone already
+                    request.shutdown(socket.SHUT_RD)
+        loop = self._loop
+        if loop is None:
+            self.stop_serving()
+        else:
+            loop.call_soon(self._close_the_door)
+
+    def cut_off(self) -> int:
+        """End the requests that are still open, whatever they are doing; return how many there were.
+
+        Safe from any thread. Datagrams have no connection to cut; their handlers are left to themselves.
+        """
+        requests = self._open_requests()
+        for request in requests:
+            with suppress(OSError, AttributeError):  # gone already, or a datagram
+                request.shutdown(socket.SHUT_RDWR)
+        return len(requests)
+
+    def _close_the_door(self) -> None:
+        if self._pauses != {STOPPING}:
+            self._pauses.clear()
+            self._more = True
+            for listener in self._listeners:
+                self._taker(listener)()
+            self.pause_accepting(STOPPING)
+            for listener in self._listeners:
+                if listener.is_stream:  # datagrams' handlers may still answer through theirs
+                    listener.close()
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        if not self._open_requests():
+            self.stop_serving()
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """The listeners of a server from TOML; empty in any other."""
+        return self._listeners
+
+    def _open_requests(self) -> list[Any]:
+        return [] if self._seats is None else self._seats.requests()
+
+    @event_driven
+    def service_actions(self) -> None:
+        """Do what is to be done once per turn of the loop. May be overridden."""
+
+    def handle_request(self) -> None:
+        """Handle one request; waits for it at most `timeout` seconds, then calls `handle_timeout`."""
+        timeout = self.socket.gettimeout()
+        if timeout is None:
+            timeout = self.timeout
+        elif self.timeout is not None:
+            timeout = min(timeout, self.timeout)
+        if self._wait_readable(timeout):
+            self._handle_request_noblock()
+        else:
+            self.handle_timeout()
+
+    def _wait_readable(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            remaining = None if deadline is None else deadline - monotonic()
+            if remaining is not None and remaining < 0:
+                return False
+            if hasattr(select, "poll"):
+                poll = select.poll()
+                poll.register(self.fileno(), select.POLLIN)
+                ready: Any = poll.poll(None if remaining is None else remaining * 1000)
+            else:
+                ready = select.select([self.fileno()], [], [], remaining)[0]
+            if ready:
+                return True
+
+    def fileno(self) -> int:
+        """Return the listening socket's descriptor."""
+        fd: int = self.socket.fileno()
+        return fd
+
+    # ---- the steps of one request
+
+    def _handle_request_noblock(self) -> None:
+        try:
+            request, client_address = self.get_request()
+        except OSError as error:
+            self._get_request_failed(error)
+            return
+        if self._seats is not None and not self._seats.take(request):
+            log.warning("%s: no seat free for %s, closed", self._name(), display(client_address))
+            self.shutdown_request(request)
+            return
+        if not self.verify_request(request, client_address):
+            self.shutdown_request(request)
+            return
+        try:
+            self.process_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+            self.shutdown_request(request)
+        except BaseException:
+            self.shutdown_request(request)
+            raise
+        else:
+            self._failures = 0
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Take one request: return it and its client's address. Raises OSError where there is none."""
+        raise NotImplementedError(f"{type(self).__name__} has no get_request()")
+
+    def handle_timeout(self) -> None:
+        """Do what is to be done when `handle_request` waited in vain. May be overridden."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Return whether the request may be handled. May be overridden."""
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle the request here and now; the mixins override it to do so elsewhere."""
+        self.finish_request(request, client_address)
+        self.shutdown_request(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Let a handler handle the request: its constructor does it all."""
+        if not self.contain_exit:
+            self.RequestHandlerClass(request, client_address, self)
+            return
+        try:
+            self.RequestHandlerClass(request, client_address, self)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise EscapedError(f"the handler raised {type(error).__name__}") from error
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a request that was handled or refused; called once for each, in whatever thread handled it."""
+        try:
+            self.close_request(request)
+        finally:
+            self.request_done(request)
+
+    def close_request(self, request: Any) -> None:
+        """Release what the request holds in this process. May be overridden."""
+
+    def request_done(self, request: Any) -> None:
+        """Give the request's seat back; called once for each, in the process that accepts."""
+        if self._seats is not None:
+            self._seats.give_back(request)
+            if self.draining and not len(self._seats):
+                self.stop_serving()
+
+    def leave_to_parent(self, request: Any) -> None:
+        """Close, in a forked child, the listening sockets that its request has no use for."""
+        if isinstance(request, tuple):
+            return  # a datagram is answered through the listening socket
+        for sock in [listener.socket for listener in self._listeners] or [self.socket]:
+            sock.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report the error that is being handled. May be overridden; the server goes on afterwards."""
+        if self.log_errors:
+            self._log_error(request, client_address)
+            return
+        line = "-" * 40
+        print(line, file=sys.stderr)
+        print("Exception occurred during processing of request from", client_address, file=sys.stderr)
+        traceback.print_exc()
+        print(line, file=sys.stderr)
+
+    def own_error(self, request: Any, error: BaseException | None) -> BaseException | None:
+        """Return what the handler raised; None where that is the peer's fault, or its leaving."""
+        if isinstance(error, EscapedError):
+            return error.__cause__
+        fault = getattr(request, "fault", None)
+        if isinstance(error, PeerError) or (fault is not None and error is fault):
+            return None
+        return error
+
+    def _log_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        peer = display(client_address)
+        own = self.own_error(request, error)
+        if own is None:
+            outcome = getattr(request, "outcome", outcomes.BAD_MESSAGE)
+            log.info("%s: %s ended: %s (%s)", self._name(), peer, outcome, error)
+            return
+        with suppress(AttributeError):  # a datagram has no outcome
+            request.outcome = outcomes.ERROR
+        # Formatted by logging, which survives an exception whose __str__ raises.
+        log.error("%s: error while handling %s", self._name(), peer, exc_info=own)
+
+    # ---- accepting: when not to, and what may go wrong
+
+    def _listening_fds(self) -> list[int]:
+        return [listener.fileno() for listener in self._listeners] or [self.fileno()]
+
+    def _burst_size(self) -> int:
+        """Return how many requests to take per wake-up: above 1 only where get_request() cannot block."""
+        return 1
+
+    def _listen_again(self) -> None:
+        loop = self._loop
+        if loop is None or self._pauses:
+            return
+        if not self._listeners:
+            loop.watch(self.fileno(), self._take_requests)
+        for listener in self._listeners:
+            loop.watch(listener.fileno(), self._taker(listener))
+
+    def _taker(self, listener: Listener) -> Callable[[], None]:
+        if len(self._listeners) == 1:
+            return self._take_requests
+
+        def take_requests() -> None:
+            self.socket = listener.socket  # the steps read self.socket: it is the listener at hand
+            self._take_requests()
+
+        return take_requests
+
+    def _take_requests(self) -> None:
+        for _ in range(self._burst):
+            if self.__shutdown_request or self._pauses:
+                return
+            self._more = True
+            self._handle_request_noblock()
+            if not self._more:
+                return
+
+    def pause_accepting(self, reason: str) -> None:
+        """Leave new requests to the kernel's queue until `resume_accepting(reason)`; in the loop's thread."""
+        self._pauses.add(reason)
+        if self._loop is not None:
+            for fd in self._listening_fds():
+                self._loop.unwatch(fd)
+
+    def resume_accepting(self, reason: str) -> None:
+        """Take back `pause_accepting(reason)`; safe from any thread, does nothing where it was not called."""
+        if reason not in self._pauses:
+            return
+        loop = self._loop
+        if loop is not None and threading.get_ident() != self._loop_thread:
+            loop.call_soon(lambda: self.resume_accepting(reason))
+            return
+        self._pauses.discard(reason)
+        self._listen_again()
+
+    def _get_request_failed(self, error: OSError) -> None:
+        if isinstance(error, BlockingIOError):
+            self._more = False
+            return
+        if error.errno in CAPACITY_ERRNOS:
+            self.back_off_accepting(error)
+        elif error.errno in FATAL_ERRNOS and is_dead(self.socket):
+            self._more = False
+            if not self.__shutdown_request:
+                raise error
+        elif self._failures >= FAILURES_IN_A_ROW:
+            self.back_off_accepting(error)
+        else:
+            self._failures += 1
+
+    def back_off_accepting(self, error: BaseException) -> None:
+        """Stop accepting for a moment because something ran out: 10 ms, doubling up to 1 s.
+
+        Logs at most one line a second. Without a loop (`handle_request`) it only logs.
+        """
+        self._more = False
+        delay = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10))
+        self._failures += 1
+        now = monotonic()
+        if now - self._last_complaint >= 1.0:
+            held = f" ({self._complaints_held_back} like it held back)" if self._complaints_held_back else ""
+            log.warning("%s: cannot accept: %s; next try in %d ms%s", self._name(), error, delay * 1000, held)
+            self._last_complaint, self._complaints_held_back = now, 0
+        else:
+            self._complaints_held_back += 1
+        if self._loop is not None:
+            self.pause_accepting("a shortage")
+            self._loop.call_later(delay, lambda: self.resume_accepting("a shortage"))
+
+    def _name(self) -> str:
+        return self.name or type(self).__name__

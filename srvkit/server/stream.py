@@ -1,0 +1,162 @@
+"""Servers of stream sockets: TCP and Unix.
+
+What a connection is, is known here; what is said on it is the handler's business.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any, Self
+
+from srvkit.net.connection import Connection, TimedConnection, accept
+from srvkit.net.listener import Listener
+from srvkit.server.base import BURST, BaseServer
+from srvkit.server.guard import Seats
+
+
+class TCPServer(BaseServer):
+    """Accept connections on one socket and hand each, as a `socket.socket`, to a handler.
+
+    `TCPServer((host, port), Handler)` binds and listens at once; with `bind_and_activate=False` the
+    caller does that by `server_bind()` and `server_activate()`. The socket is IPv6 where the address
+    is. An open socket in place of the address is used as it is (`from_socket`, `from_fd`).
+
+    Raises OSError (or OverflowError for a port out of range) when it cannot listen, with nothing left
+    open. Whoever makes the server closes it by `server_close()`.
+    """
+
+    address_family: int = socket.AF_INET
+    socket_type: int = socket.SOCK_STREAM
+    request_queue_size = 5
+    allow_reuse_address = False
+    allow_reuse_port = False
+
+    connection_class: type[Connection] | None = None  # what compose lets connections be
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any, bind_and_activate: bool = True) -> None:
+        """Open the socket. May be extended, do not override."""
+        if isinstance(server_address, socket.socket):
+            self.socket = server_address
+            self.address_family = self.socket.family
+            super().__init__(self.socket.getsockname(), RequestHandlerClass)
+            if bind_and_activate and not self._is_listening():
+                self.server_activate()
+            return
+        super().__init__(server_address, RequestHandlerClass)
+        if self.address_family == socket.AF_INET and _is_ipv6(server_address):
+            self.address_family = socket.AF_INET6
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        if bind_and_activate:
+            try:
+                self.server_bind()
+                self.server_activate()
+            except BaseException:
+                self.server_close()
+                raise
+
+    @classmethod
+    def from_socket(cls, sock: socket.socket, RequestHandlerClass: Any) -> Self:
+        """Serve on a socket that is bound already; it belongs to the server from then on."""
+        return cls(sock, RequestHandlerClass)
+
+    @classmethod
+    def from_fd(cls, fd: int, RequestHandlerClass: Any) -> Self:
+        """Serve on a descriptor that was inherited, from systemd say; the server closes it."""
+        return cls(socket.socket(fileno=fd), RequestHandlerClass)
+
+    @classmethod
+    def from_listeners(cls, listeners: list[Listener], RequestHandlerClass: Any) -> Self:
+        """Serve on several listeners in one loop; `server_close` closes them and removes their files."""
+        server = cls(listeners[0].socket, RequestHandlerClass, bind_and_activate=False)
+        server._listeners = listeners
+        if listeners[0].address.is_unix:
+            server.server_address = listeners[0].address.path
+        if cls.limits is not None:
+            server._seats = Seats(
+                cls.limits.max_connections,
+                cls.limits.when_full,
+                lambda: server.pause_accepting("max_connections"),
+                lambda: server.resume_accepting("max_connections"),
+            )
+        return server
+
+    def server_bind(self) -> None:
+        """Bind the socket and learn its real address. May be overridden."""
+        if self.allow_reuse_address and hasattr(socket, "SO_REUSEADDR"):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Unix sockets refuse the option on newer kernels.
+        internet = self.address_family in (socket.AF_INET, socket.AF_INET6)
+        if self.allow_reuse_port and internet and hasattr(socket, "SO_REUSEPORT"):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """Listen, with room for `request_queue_size` clients in the kernel's queue. May be overridden."""
+        if self._listeners:
+            for listener in self._listeners:
+                listener.listen()
+        else:
+            self.socket.listen(self.request_queue_size)
+
+    def server_close(self) -> None:
+        """Close the listening sockets; a loop that still runs on them ends. May be overridden."""
+        if self._loop is not None:
+            self.stop_serving()
+        for listener in self._listeners:
+            listener.close()
+        self.socket.close()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection: return its socket and the client's address. May be overridden."""
+        if self.connection_class is None:
+            connection, client_address = self.socket.accept()
+            return connection, client_address
+        connection, client_address = accept(self.socket, self.connection_class)
+        for listener in self._listeners:
+            if listener.socket is self.socket:
+                listener.prepare(connection)
+        if isinstance(connection, TimedConnection) and self.limits is not None:
+            connection.limit(
+                self.limits.first_byte_timeout,
+                self.limits.idle_timeout,
+                self.limits.request_timeout,
+                self.limits.write_timeout,
+            )
+        return connection, client_address
+
+    def shutdown_request(self, request: Any) -> None:
+        """Tell the client that nothing more will come, and close. May be extended."""
+        with suppress(OSError):  # the peer may have gone first
+            request.shutdown(socket.SHUT_WR)
+        super().shutdown_request(request)
+
+    def close_request(self, request: Any) -> None:
+        """Close the connection in this process. May be overridden."""
+        request.close()
+
+    def _is_listening(self) -> bool:
+        return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    def _burst_size(self) -> int:
+        # An overridden get_request() may do anything, a TLS handshake say: one call per readiness.
+        own = type(self).get_request is TCPServer.get_request and "get_request" not in vars(self)
+        return BURST if own else 1
+
+
+def _is_ipv6(server_address: Any) -> bool:
+    return (
+        isinstance(server_address, tuple)
+        and len(server_address) >= 2
+        and isinstance(server_address[0], str)
+        and ":" in server_address[0]
+    )
+
+
+if hasattr(socket, "AF_UNIX"):
+
+    class UnixStreamServer(TCPServer):
+        """Accept connections on a Unix stream socket; the address is its path."""
+
+        address_family = socket.AF_UNIX
