@@ -8,7 +8,10 @@ srvkit but the errors.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
 Size = Annotated[int, "size"]  # bytes; in TOML also "64KiB", "1MiB"
@@ -42,6 +45,65 @@ def event_driven(method: Any) -> Any:
     return method
 
 
+class Package(NamedTuple):
+    """A package that a concurrency model needs and srvkit does not bring.
+
+    A model says so by a class method `needs(**options)`, which returns those that it needs with these
+    options; called without any, those that it cannot do without.
+    """
+
+    name: str  # as it is imported
+    install: str  # as pip is told
+    option: str = ""  # the model's option whose value asks for it, if it is one
+
+    def is_missing(self) -> bool:
+        """Tell whether it is not installed; imports nothing of it."""
+        from importlib.util import find_spec
+
+        return find_spec(self.name) is None
+
+
+def missing_packages(model: Any, **options: Any) -> list[Package]:
+    """Return what a concurrency model needs with these options and is not installed."""
+    needs = getattr(model, "needs", None)
+    return [] if needs is None else [package for package in needs(**options) if package.is_missing()]
+
+
+class Runners(Protocol):
+    """Those who share one connection: threads, unless its socket has other `runners`.
+
+    `lock` makes whoever wants it wait, and nobody else.
+    """
+
+    lock: AbstractContextManager[Any]
+
+    def current(self) -> object:
+        """Return who is running now."""
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Make a call that may wait for the connection; it may return before that is done."""
+
+    def finish(self) -> None:
+        """Return when the calls so far are done; for whom the connection belongs to."""
+
+
+class Threads:
+    """The runners of an ordinary socket."""
+
+    __slots__ = ("lock",)
+
+    current = staticmethod(threading.get_ident)
+
+    def __init__(self) -> None:
+        self.lock: AbstractContextManager[Any] = threading.Lock()
+
+    def run(self, call: Callable[[], object]) -> None:
+        call()
+
+    def finish(self) -> None:
+        pass
+
+
 class Link(Protocol):
     """Where a message handler's bytes go; each concurrency model brings its own."""
 
@@ -60,6 +122,10 @@ if TYPE_CHECKING:
         Only for the type checker: at run time whatever class stands behind the mixin brings them.
         """
 
+        RequestHandlerClass: Any
+
+        def serve_forever(self, poll_interval: float = ...) -> None: ...
+        def stop_serving(self) -> None: ...
         def server_close(self) -> None: ...
         def service_actions(self) -> None: ...
         def handle_timeout(self) -> None: ...
@@ -67,7 +133,11 @@ if TYPE_CHECKING:
         def finish_request(self, request: Any, client_address: Any) -> None: ...
         def shutdown_request(self, request: Any) -> None: ...
         def close_request(self, request: Any) -> None: ...
+        def request_done(self, request: Any) -> None: ...
+        def requests_taken(self) -> None: ...
+        def back_off_accepting(self, error: BaseException) -> None: ...
         def loop_begins(self, loop: Any) -> None: ...
+        def loop_ends(self, loop: Any) -> None: ...
         def begin_drain(self) -> None: ...
         def cut_off(self) -> int: ...
         def verify_request(self, request: Any, client_address: Any) -> bool: ...

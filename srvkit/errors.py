@@ -4,6 +4,7 @@
     ├── ConfigError              the configuration is wrong: every problem of it at once      2
     ├── PluginError              a plugin is wrong; carries the plugin's name                 3
     ├── ListenError              an address cannot be listened on                             3
+    ├── EscapedError             a handler raised what is no Exception; stands for it inside
     └── PeerError                the other side's fault: one log line, close, count
         ├── FrameError           a message too long, malformed, or cut short
         └── PeerGone             the peer vanished, or took nothing for too long
@@ -92,3 +93,7 @@ class PeerGone(PeerError, ConnectionError):
     def __init__(self, outcome: str) -> None:
         self.outcome = outcome
         super().__init__(outcome)
+
+
+class EscapedError(SrvkitError):
+    """A handler raised something that is no `Exception` (`SystemExit`, say); `__cause__` is what."""

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
 
 from srvkit.cli import check, new, plugins, run
 from srvkit.errors import SrvkitError
@@ -18,34 +18,67 @@ wrong; 3 something could not start (address, plugin)"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    _open_standard_files()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # not left to the interpreter's end, where nobody could catch what it raises
+    except SrvkitError as error:
+        for line in str(error).splitlines():
+            print(f"srvkit: {line}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        _forget_output()  # whoever read it has enough
+        return 0
+    except OSError as error:
+        _forget_output()
+        print(f"srvkit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="srvkit",
         description="Serve handlers on sockets, configured by srvkit.toml.",
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"srvkit {_version()}")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for group in (run, check, plugins, new):
         group.add_parser(subparsers)
     args = parser.parse_args(argv)
-    try:
-        status: int = args.run(args)
-    except SrvkitError as error:
-        for line in str(error).splitlines():
-            print(f"srvkit: {line}", file=sys.stderr)
-        return error.exit_status
-    except BrokenPipeError:
-        # Whoever read the output has enough; the interpreter must not try to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    status: int = args.run(args)
     return status
 
 
-def _version() -> str:
-    try:
-        return version("srvkit")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "(not installed)"
+class _ShowVersion(argparse.Action):
+    """Look the version up only when it is asked for: that takes as long as everything else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"srvkit {version('srvkit')}")
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            print("srvkit (not installed)")
+        parser.exit()
+
+
+def _open_standard_files() -> None:
+    """Put /dev/null where a standard file is closed, or the next socket would get its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from writing the rest once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -69,9 +69,13 @@ def _handlers(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
 
 
 def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
+    from srvkit.contracts import missing_packages
+
     for offer in offers:
         kinds = getattr(offer.thing, "handler_kinds", None)
         yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, _title(offer.thing)
+        for package in missing_packages(offer.thing):
+            yield "", "", "", f"{package.name} is not installed: pip install {package.install!r}"
 
 
 def _framings(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:

@@ -16,6 +16,7 @@ from typing import Any
 from srvkit.contracts import Steps, event_driven, setting
 
 FULL = "max_children"
+RESET_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 NO_PIDFD_INTERVAL = 0.5  # seconds between looks at the children where the kernel cannot announce their end
 
 
@@ -56,15 +57,21 @@ class ForkingMixIn(Steps):
             self._wait_for_room()
         self._refuse_threads()
         _flush_standard_files()  # or the child would write the same once more
+        if self.reset_signals:
+            # The parent's handlers would answer in the child too, and through the parent's own pipe.
+            signal.pthread_sigmask(signal.SIG_BLOCK, RESET_SIGNALS)
         try:
             pid = os.fork()
+            if pid == 0:
+                self._be_the_child(request, client_address)
         except OSError as error:
             back_off = getattr(self, "back_off_accepting", None)  # not on servers of the standard library
             if back_off is not None:
                 back_off(error)
             raise
-        if pid == 0:
-            self._be_the_child(request, client_address)
+        finally:
+            if self.reset_signals:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, RESET_SIGNALS)
         self.active_children.add(pid)
         self._requests_of_children[pid] = request
         self._watch_child(pid)
@@ -77,6 +84,7 @@ class ForkingMixIn(Steps):
 
     def cut_off(self) -> int:
         """Kill the children that are left; return how many."""
+        super().cut_off()
         return self._signal_children(signal.SIGKILL)
 
     def _signal_children(self, number: int) -> int:
@@ -87,7 +95,10 @@ class ForkingMixIn(Steps):
         return len(children)
 
     def collect_children(self, *, blocking: bool = False) -> None:
-        """Reap the children that have ended; with `blocking`, wait until all have."""
+        """Reap the children that have ended; with `blocking`, wait until all have. May be extended."""
+        self._reap(blocking)
+
+    def _reap(self, blocking: bool = False) -> None:
         for pid in list(self.active_children or ()):
             try:
                 reaped, _ = os.waitpid(pid, 0 if blocking else os.WNOHANG)
@@ -117,7 +128,7 @@ class ForkingMixIn(Steps):
     def loop_begins(self, loop: Any) -> None:
         """Watch the children that were left over when an earlier loop ended. May be extended."""
         super().loop_begins(loop)
-        self.collect_children()
+        self._reap()
         for pid in self.active_children or ():
             self._watch_child(pid)
 
@@ -149,7 +160,7 @@ class ForkingMixIn(Steps):
         return reap
 
     def _look_after_children(self) -> None:
-        self.collect_children()
+        self._reap()
         loop = getattr(self, "_loop", None)
         if self.active_children and loop is not None:
             loop.call_later(NO_PIDFD_INTERVAL, self._look_after_children)
@@ -175,10 +186,10 @@ class ForkingMixIn(Steps):
     def _wait_for_room(self) -> None:
         """Reap, and wait for a child where all are busy; srvkit's own loop does both as they end."""
         assert self.active_children is not None
-        self.collect_children()
+        self._reap()
         while len(self.active_children) >= self.max_children:
             _wait_for_any(self.active_children)
-            self.collect_children()
+            self._reap()
 
     def _refuse_threads(self) -> None:
         if getattr(self, "fork_beside_threads", True) or threading.active_count() == 1:
@@ -212,6 +223,7 @@ class ForkingMixIn(Steps):
         loop = getattr(self, "_loop", None)
         if loop is not None:
             loop.close()
+            self._loop: Any = None
         for pidfd in (self._pidfds or {}).values():
             os.close(pidfd)
         self._pidfds = {}
@@ -234,6 +246,7 @@ class ForkingMixIn(Steps):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent says what it means
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RESET_SIGNALS)
 
 
 def _wait_for_any(pids: set[int]) -> None:

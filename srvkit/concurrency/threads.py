@@ -46,13 +46,25 @@ class ThreadingMixIn(Steps):
         crew = self._crew
         if crew is None or crew.daemon != self.daemon_threads or crew.retired:
             crew = self._new_crew()
+        if crew.size and getattr(self, "taking_requests", False):  # not on servers of the standard library
+            crew.add(self.process_request_thread, request, client_address)
+            return
         try:
             crew.run(self.process_request_thread, request, client_address)
         except RuntimeError as error:
-            back_off = getattr(self, "back_off_accepting", None)  # not on servers of the standard library
+            back_off = getattr(self, "back_off_accepting", None)
             if back_off is not None:
                 back_off(error)
             raise
+
+    def requests_taken(self) -> None:
+        """Set threads to work on the requests of one burst."""
+        super().requests_taken()
+        if self._crew is not None:
+            try:
+                self._crew.start()
+            except RuntimeError as error:
+                self.back_off_accepting(error)
 
     def server_close(self) -> None:
         """Close the server and wait for the requests being handled, if `block_on_close`."""
@@ -60,6 +72,8 @@ class ThreadingMixIn(Steps):
         if self._crew is not None:
             self._crew.retire()
         self._threads.join()
+        if self._crew is not None and self.block_on_close and not self.daemon_threads:
+            self._crew.join()  # threads that are done with their last request
 
     def _new_crew(self) -> Crew:
         if self._crew is not None:

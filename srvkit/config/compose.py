@@ -8,6 +8,7 @@ go together is found here and added to the problems of the file. Nothing is open
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +18,8 @@ from typing import Any
 
 from srvkit.concurrency.serial import SerialMixIn
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
-from srvkit.errors import ConfigError, PluginError
+from srvkit.contracts import missing_packages
+from srvkit.errors import ConfigError, PluginError, Problem
 from srvkit.net.address import Address, parse
 from srvkit.net.connection import Connection, TimedConnection
 from srvkit.net.listener import Listener, SocketSettings, bind
@@ -34,6 +36,7 @@ BASES: dict[str, type[TCPServer]] = {
     "unix": UnixStreamServer,
     "unixgram": UnixDatagramServer,
 }
+CONFIGURED = ("framing", "options")  # what the configuration sets on a handler
 LONGEST_DATAGRAM = 65535  # bytes; UDP's length field holds no more (RFC 768)
 
 
@@ -68,16 +71,14 @@ class Plan:
         """Write the class statement that a person would have written."""
         bases = ", ".join(base.__name__ for base in self.server_class.__bases__)
         lines = [f"class {self.server_class.__name__}({bases}):"]
-        lines += [f"    {name} = {value!r}" for name, value in _shown(vars(self.server_class))]
-        own = [(name, value) for name, value in _shown(vars(self.handler)) if name in ("framing", "options")]
-        if own:
-            handler = self.handler.__bases__[0]
-            head = f"class {handler.__name__}({handler.__module__}.{handler.__qualname__}):"
-            lines = [head, *(f"    {name} = {value!r}" for name, value in own), "", *lines]
-        listen = ", ".join(repr(str(address)) for address in self.addresses)
-        return "\n".join(
-            [*lines, "", f"{self.server_class.__name__}.listen({listen}, {self.handler.__name__})"]
-        )
+        lines += _assignments(vars(self.server_class))
+        handler = f"{self.handler.__module__}.{self.handler.__qualname__}"
+        if own := {name: vars(self.handler)[name] for name in CONFIGURED if name in vars(self.handler)}:
+            lines = [f"class {self.handler.__name__}({handler}):", *_assignments(own), "", *lines]
+            handler = self.handler.__name__
+        request = "connection" if self.addresses[0].kind == "stream" else "datagram"
+        listen = ", ".join(map(str, self.addresses))
+        return "\n".join([*lines, "", f"# listens on {listen}; each {request} goes to {handler}"])
 
 
 def compose(config: Config, plugins: Plugins, problems: Problems) -> list[Plan]:
@@ -121,6 +122,8 @@ class _Composer:
         if handler and model:
             self._check_model(handler, model)
         options = self._model_options(model) if model else {}
+        if model:
+            self._check_packages(model, options)
         if handler:
             handler = self._with_settings(handler)
         if len(self.problems) > before or not (addresses and handler and model):
@@ -135,13 +138,16 @@ class _Composer:
         )
 
     def _addresses(self) -> list[Address]:
-        addresses = []
+        addresses, kinds = [], set()
         for index, text in enumerate(self.settings.listen):
             try:
-                addresses.append(parse(text).relative_to(self.folder))
+                address = parse(text).relative_to(self.folder)
+                kinds.add(address.kind)
+                addresses.append(address)
             except ValueError as error:
                 self.problems.add((*self.key, "listen", index), str(error))
-        kinds = {address.kind for address in addresses}
+            except OSError as error:
+                self.problems.add((*self.key, "listen", index), f"{text} is no socket: {error.strerror}")
         if len(kinds) > 1:
             self.problems.add(
                 (*self.key, "listen"),
@@ -154,12 +160,18 @@ class _Composer:
         name = self.settings.handler.name
         if ":" not in name:
             offer = self._offer(self.settings.handler, self.plugins.handlers, "handler", "handler")
-            return offer.thing if offer else None
-        try:
-            return self.plugins.import_handler(name)
-        except PluginError as error:
-            self.problems.add((*self.key, "handler"), str(error))
-            return None
+            handler = offer.thing if offer else None
+        else:
+            try:
+                handler = self.plugins.import_handler(name)
+            except PluginError as error:
+                self.problems.add((*self.key, "handler"), str(error).removeprefix("plugin "))
+                return None
+        if handler is None or kind_of(handler) == "message" or hasattr(handler, "handle"):
+            return handler
+        advice = "a server, name its handler" if hasattr(handler, "serve_forever") else "no handler"
+        self.problems.add((*self.key, "handler"), f"{handler.__name__} has no handle(): it is {advice}")
+        return None
 
     def _offer(self, choice: Choice, offers: Mapping[str, Offer], key: str, noun: str) -> Offer | None:
         if choice.name in offers:
@@ -189,12 +201,25 @@ class _Composer:
         kind = kind_of(handler)
         if kind in model.thing.handler_kinds:
             return
-        able = [offer.name for offer in self.plugins.models.values() if kind in offer.thing.handler_kinds]
+        able = [
+            offer.name
+            for offer in self.plugins.models.values()
+            if kind in offer.thing.handler_kinds and not missing_packages(offer.thing)
+        ]
         able_text = f"it runs under {', '.join(able)}" if able else "no model that is installed can"
         self.problems.add(
             (*self.key, "concurrency"),
             f"{model.name!r} cannot run {handler.__name__}, a handler of the {kind} kind; {able_text}",
         )
+
+    def _check_packages(self, model: Offer, options: Mapping[str, Any]) -> None:
+        for package in missing_packages(model.thing, **options):
+            option = (package.option,) if package.option else ()
+            self.problems.add(
+                (*self.key, "concurrency", *option),
+                f"{options.get(package.option, model.name)!r} needs the package {package.name}: "
+                f"pip install {package.install!r}",
+            )
 
     def _model_options(self, model: Offer) -> dict[str, Any]:
         declared = getattr(model.thing, "Options", _NoOptions)
@@ -234,6 +259,10 @@ class _Composer:
 
     def _framing(self, handler: type[Any]) -> Any:
         framing = handler.framing
+        if isinstance(framing, type):
+            message = f"{handler.__name__}.framing is a class, it must be an instance: {framing.__name__}()"
+            self.problems.add((*self.key, "handler"), message)
+            return None
         if self.settings.framing is not None:
             offer = self._offer(self.settings.framing, self.plugins.framings, "framing", "framing")
             if offer is None:
@@ -276,8 +305,8 @@ class _Composer:
         }
         if address.kind == "stream":
             attributes["request_queue_size"] = self.settings.socket.backlog
-            # A message handler's conversation keeps its limits itself, and cheaper.
-            attributes["connection_class"] = Connection if kind_of(handler) == "message" else TimedConnection
+            # Where messages and coroutines are at home, the limits are kept there, and cheaper.
+            attributes["connection_class"] = TimedConnection if kind_of(handler) == "blocking" else Connection
         else:
             attributes |= {
                 "max_packet_size": LONGEST_DATAGRAM,
@@ -299,8 +328,12 @@ def _class_name(name: str, base: type[BaseServer]) -> str:
     return f"{'Server' if camel[:1].isdigit() else ''}{camel}{base.__name__}"
 
 
-def _shown(attributes: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in attributes.items() if not name.startswith("_")]
+def _assignments(attributes: Mapping[str, Any]) -> list[str]:
+    return [
+        f"    {name} = {value.__name__ if isinstance(value, type) else repr(value)}"
+        for name, value in attributes.items()
+        if not name.startswith("_")
+    ]
 
 
 def _report_shared_addresses(plans: Sequence[Plan], problems: Problems) -> None:
@@ -315,7 +348,9 @@ def _report_shared_addresses(plans: Sequence[Plan], problems: Problems) -> None:
 
 def _overlap(one: Address, other: Address) -> bool:
     if one.scheme != other.scheme:
-        return one.is_unix and other.is_unix and one.path == other.path
+        return one.is_unix and other.is_unix and _same_path(one, other)
+    if one.is_unix:
+        return _same_path(one, other)
     if one.scheme in ("tcp", "udp"):
         if one.port != other.port or one.port == 0:
             return False
@@ -328,16 +363,14 @@ def _overlap(one: Address, other: Address) -> bool:
     return one == other
 
 
+def _same_path(one: Address, other: Address) -> bool:
+    if one.is_abstract or other.is_abstract:
+        return one.path == other.path and one.scheme == other.scheme
+    return os.path.realpath(one.path) == os.path.realpath(other.path)
+
+
 def _ask_plugins(config: Config, plugins: Plugins, problems: Problems) -> None:
-    for implementation in plugins.hook.srvkit_configure.get_hookimpls():
-        try:
-            implementation.function(*[config for _ in implementation.argnames])
-        except ConfigError as error:
-            for problem in error.problems:
-                problems.add(tuple(problem.key.split(".")) if problem.key else (), problem.message)
-        except ValueError as error:
-            problems.add((), f"plugin {implementation.plugin_name}: {error}")
-        except Exception as error:
-            raise PluginError(
-                implementation.plugin_name, f"srvkit_configure failed: {type(error).__name__}: {error}"
-            ) from error
+    for plugin, veto in plugins.vetoes(config):
+        for problem in veto.problems if isinstance(veto, ConfigError) else (Problem(str(veto)),):
+            key = tuple(problem.key.split(".")) if problem.key else ()
+            problems.add(key, f"plugin {plugin}: {problem.message}")

@@ -14,12 +14,14 @@ import sys
 from typing import Any
 
 from srvkit.errors import PeerGone
+from srvkit.net.connection import unmapped
 
 # The name is new in Python 3.12; the number is Linux's.
 IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else 0)
 IPV6_PKTINFO: int = getattr(socket, "IPV6_PKTINFO", 0)
 _IN_PKTINFO = struct.Struct("@I4s4s")  # ipi_ifindex, ipi_spec_dst, ipi_addr
 _IN6_PKTINFO = struct.Struct("@16sI")  # ipi6_addr, ipi6_ifindex
+DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 _ROOM = socket.CMSG_SPACE(_IN6_PKTINFO.size) if hasattr(socket, "CMSG_SPACE") else 0
 
 
@@ -35,9 +37,12 @@ def ask_for_destination(sock: socket.socket) -> bool:
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, PinnedSocket, Any]:
-    """Return the next datagram, the socket to answer it with, and its sender; never blocks."""
+    """Return the next datagram, the socket to answer it with, and its sender; never blocks.
+
+    An IPv4 client of a dual-stack socket has its IPv4 address.
+    """
     data, ancillary, _flags, sender = sock.recvmsg(size, _ROOM, socket.MSG_DONTWAIT)
-    return data, PinnedSocket(sock, _source(ancillary)), sender
+    return data, PinnedSocket(sock, _source(ancillary)), unmapped(sender)
 
 
 def _source(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
@@ -67,7 +72,10 @@ class PinnedSocket:
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
-        return self._socket.sendmsg([data], self._ancillary, flags, flags_and_address[-1])
+        address = flags_and_address[-1]
+        if self._socket.family == socket.AF_INET6 and ":" not in address[0]:
+            address = ("::ffff:" + address[0], *address[1:])
+        return self._socket.sendmsg([data], self._ancillary, flags, address)
 
 
 def reply(sock: Any, data: bytes, address: Any) -> None:
@@ -78,7 +86,7 @@ def reply(sock: Any, data: bytes, address: Any) -> None:
     if not address:
         return
     try:
-        sock.sendto(data, getattr(socket, "MSG_DONTWAIT", 0), address)
+        sock.sendto(data, DONT_WAIT, address)
     except OSError as error:
         if error.errno == errno.EMSGSIZE:
             raise

@@ -507,6 +507,16 @@ class Raw(Framing):
         return message
 
 
+def hand_over(old: Framing, new: Framing, unhandled: list[bytes], data: bytes) -> bytes:
+    """Take from one framing what the next is to read: see `Framing.rest`.
+
+    The new one keeps the old one's maximum unless it has one of its own.
+    """
+    if new.max_message is None:
+        new.limit = old.limit
+    return old.rest(unhandled, data)
+
+
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of bytes, at least 1, not {value!r}")

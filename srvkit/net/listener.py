@@ -7,10 +7,12 @@ Unix socket only while that is still the very file that was made here.
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -71,8 +73,15 @@ def is_dead(listening: Any) -> bool:
 class Listener:
     """A bound socket with the address it came from; `close()` releases both socket and file."""
 
-    def __init__(self, address: Address, sock: socket.socket, settings: SocketSettings | None = None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        sock: socket.socket,
+        settings: SocketSettings | None = None,
+        claim: socket.socket | None = None,
+    ) -> None:
         self.address = address
+        self._claim = claim
         self.socket = sock
         self.settings = settings or SocketSettings()
         self._file = _identity(address.path) if address.is_unix and not address.is_abstract else None
@@ -106,9 +115,16 @@ class Listener:
         if not OPTIONS_ARE_INHERITED and self.is_internet:
             _set_stream_options(accepted, self.settings)
 
+    def leave(self, *, keep_socket: bool = False) -> None:
+        """Close the descriptors alone, in a forked process that has no use for them."""
+        if not keep_socket:
+            self.socket.close()
+        if self._claim is not None:
+            self._claim.close()
+
     def close(self) -> None:
         """Close the socket and remove its file, unless somebody has put another one in its place."""
-        self.socket.close()
+        self.leave()
         if self._file is not None:
             found = _identity(self.address.path)
             if found == self._file:
@@ -126,13 +142,14 @@ def bind(address: Address, settings: SocketSettings | None = None) -> Listener:
         return Listener(address, _adopt(address), settings)
     family, kind, target = _resolve(address)
     sock = socket.socket(family, kind)
+    claim = None
     try:
         _set_listener_options(sock, address, settings)
         if address.is_unix and not address.is_abstract:
-            _bind_file(sock, address, settings)
+            claim = _bind_file(sock, address, settings)
         else:
             sock.bind(target)
-        return Listener(address, sock, settings)
+        return Listener(address, sock, settings, claim)
     except OSError as error:
         sock.close()
         raise ListenError(address, _explain(error)) from error
@@ -191,21 +208,49 @@ def _adopt(address: Address) -> socket.socket:
     return sock
 
 
-def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) -> None:
+def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) -> socket.socket | None:
     mode = int(settings.mode, 8)
     with _directory_locked(address):
-        _remove_if_stale(sock, address)
-        # The mode of the socket itself is the most that bind() gives its file (Linux): there is no moment
-        # in which others may connect. chmod() after it gives back what the umask took away.
-        os.fchmod(sock.fileno(), mode)
-        sock.bind(address.path)
+        claim = _claim(address)
         try:
-            if settings.owner or settings.group:
-                os.chown(address.path, _user_id(address, settings), _group_id(address, settings))
-            os.chmod(address.path, mode)
+            _remove_if_stale(sock, address)
+            # The mode of the socket itself is the most that bind() gives its file (Linux): there is no
+            # moment in which others may connect. chmod() gives back what the umask took away.
+            os.fchmod(sock.fileno(), mode)
+            sock.bind(address.path)
+            try:
+                if settings.owner or settings.group:
+                    os.chown(address.path, _user_id(address, settings), _group_id(address, settings))
+                os.chmod(address.path, mode)
+            except BaseException:
+                os.unlink(address.path)
+                raise
         except BaseException:
-            os.unlink(address.path)
+            if claim is not None:
+                claim.close()
             raise
+    return claim
+
+
+def _claim(address: Address) -> socket.socket | None:
+    """Take the path as ours for as long as the socket returned is open.
+
+    A socket that is bound and does not listen yet refuses connections as a stale one does. An abstract
+    name, which is gone with its last descriptor, tells the two apart (Linux alone has them).
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    path = os.path.join(os.path.realpath(os.path.dirname(address.path)), os.path.basename(address.path))
+    name = hashlib.sha256(path.encode()).hexdigest()
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0srvkit:{os.getuid()}:{name}")
+    except OSError:
+        claim.close()
+        if os.path.lexists(address.path):
+            raise ListenError(address, "another server is listening there") from None
+        return None  # it has lost its file: whoever comes next may have the path
+    return claim
 
 
 @contextmanager

@@ -14,9 +14,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from time import monotonic
 from types import TracebackType
+from typing import Any
 
 READ = 1  # the values of EPOLLIN and EPOLLOUT
 WRITE = 4
@@ -26,7 +28,7 @@ class _SelectorPoll:
     """The calls of `select.epoll` that are used here, over the platform's own selector (kqueue, poll)."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector: Any = selectors.DefaultSelector()
 
     def register(self, fd: int, events: int) -> None:
         self._selector.register(fd, self._mask(events))
@@ -36,6 +38,10 @@ class _SelectorPoll:
 
     def unregister(self, fd: int) -> None:
         self._selector.unregister(fd)
+
+    def fileno(self) -> int:
+        fd: int = self._selector.fileno()
+        return fd
 
     def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
         return [(key.fd, events) for key, events in self._selector.select(timeout)]
@@ -74,14 +80,17 @@ class Readiness:
     """
 
     def __init__(self) -> None:
-        self._poll = select.epoll() if hasattr(select, "epoll") else _SelectorPoll()
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self.now = monotonic()  # when the last wait ended
+        self._has_epoll = hasattr(select, "epoll")
+        self._poll = select.epoll() if self._has_epoll else _SelectorPoll()
+        self._callbacks: dict[int, Callable[[], object]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()  # equal deadlines keep the order in which they were set
         self._soon: deque[Callable[[], None]] = deque()
         # Re-entrant: a signal handler may call wake() in the middle of close() in the same thread.
         self._closing = threading.RLock()
         self._closed = False
+        self._thread: int | None = None
         if hasattr(os, "eventfd"):
             self._wake_read = self._wake_write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         else:
@@ -101,7 +110,7 @@ class Readiness:
     ) -> None:
         self.close()
 
-    def watch(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
+    def watch(self, fd: int, callback: Callable[[], object], events: int = READ) -> None:
         """Call `callback()` whenever `fd` is ready; level-triggered. Watching it again changes both."""
         if fd in self._callbacks:
             self._poll.modify(fd, events)
@@ -114,6 +123,29 @@ class Readiness:
         if self._callbacks.pop(fd, None) is not None:
             self._poll.unregister(fd)
 
+    def watch_once(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
+        """Call `callback()` the next time `fd` is ready, and no more; safe from any thread.
+
+        It is for a descriptor that is watched in no other way.
+        """
+        if not self._has_epoll:
+            self.call_soon(lambda: self.watch(fd, partial(self._once, fd, callback), events))
+            return
+        known = fd in self._callbacks
+        self._callbacks[fd] = callback
+        (self._poll.modify if known else self._poll.register)(fd, events | select.EPOLLONESHOT)
+
+    def _once(self, fd: int, callback: Callable[[], None]) -> None:
+        self.unwatch(fd)
+        callback()
+
+    def forget(self, fd: int) -> None:
+        """Forget a descriptor that is about to be closed: closing takes it out of epoll by itself."""
+        if self._has_epoll:
+            self._callbacks.pop(fd, None)
+        else:
+            self.unwatch(fd)
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback()` once, `seconds` from now."""
         timer = Timer(monotonic() + seconds, callback)
@@ -121,9 +153,10 @@ class Readiness:
         return timer
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call `callback()` in the waiting thread, at once."""
+        """Call `callback()` in the waiting thread, as soon as it has called back for what is ready."""
         self._soon.append(callback)
-        self.wake()
+        if threading.get_ident() != self._thread:
+            self.wake()
 
     def wake(self) -> None:
         """Make the current or the next `wait` return."""
@@ -134,17 +167,30 @@ class Readiness:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the first event, at most `timeout` seconds (None: without end), and call back."""
+        self._thread = threading.get_ident()
+        if self._soon:
+            timeout = 0
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
         if self._timers:
             due = max(0.0, self._timers[0][0] - monotonic())
             timeout = due if timeout is None else min(timeout, due)
         # A callback of this round may have closed a descriptor that is further down the same list,
         # hence the look-up for each.
-        for fd, _events in self._poll.poll(timeout):
+        events = self._poll.poll(timeout)
+        self.now = monotonic()
+        for fd, _events in events:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback()
         if self._timers:
             self._run_timers()
+        for _ in range(len(self._soon)):  # what these add is called next time
+            self._soon.popleft()()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while something watched is ready, timers not included."""
+        return self._poll.fileno()
 
     def close(self) -> None:
         """Release the descriptors; watched ones stay open, they belong to whoever watched them."""
@@ -162,8 +208,6 @@ class Readiness:
     def _drain_wake(self) -> None:
         with suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
-        while self._soon:
-            self._soon.popleft()()
 
     def _run_timers(self) -> None:
         now = monotonic()

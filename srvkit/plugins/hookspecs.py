@@ -110,8 +110,8 @@ def srvkit_connection_open(server: Any, client_address: Any) -> None:
     """Watch a connection (or datagram) begin: it was accepted, and its handler is about to be made.
 
     Called where the handler runs: in its thread, child process, task or greenlet, or in the loop's
-    thread. `client_address` is empty where the peer has none. An exception is logged with its
-    traceback; the connection goes on.
+    thread; under `pool` in the loop's thread for a message handler. `client_address` is empty where
+    the peer has none. An exception is logged with its traceback; the connection goes on.
     """
 
 

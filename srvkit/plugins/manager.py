@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pluggy import HookImpl, PluginManager, PluginValidationError
 
-from srvkit.errors import PluginError
+from srvkit.errors import ConfigError, PluginError
 from srvkit.plugins import builtin, hookspecs
 from srvkit.plugins.sources import Source, answerable, configured, import_name, installed
+
+log = logging.getLogger("srvkit.plugins")
 
 BUILTIN = "srvkit"
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("srvkit_")}
@@ -75,6 +78,35 @@ class Plugins:
     def implementers(self, hook: str) -> list[str]:
         """Return the names of the plugins that implement `hook`; empty where nobody does."""
         return [impl.plugin_name for impl in getattr(self.hook, hook).get_hookimpls()]
+
+    def tell(self, hook: str, **arguments: Any) -> None:
+        """Call every implementation of a hook that only watches.
+
+        What one of them raises is logged with the plugin's name; the others are called all the same.
+        """
+        caller = getattr(self.hook, hook)
+        implementations = caller.get_hookimpls()
+        if any(impl.wrapper or impl.hookwrapper for impl in implementations):
+            _call_or_complain(f"{hook} of a plugin", lambda: caller(**arguments))
+            return
+        for impl in reversed(implementations):  # as pluggy does: the last to come is the first to hear
+            values = [arguments[name] for name in impl.argnames]
+            _call_or_complain(f"{hook} of plugin {impl.plugin_name}", impl.function, *values)
+
+    def vetoes(self, config: Any) -> list[tuple[str, ValueError | ConfigError]]:
+        """Show every plugin the configuration; return what they raised to refuse it, with their names.
+
+        Raises PluginError for one that fails in another way.
+        """
+        raised: list[tuple[str, ValueError | ConfigError]] = []
+        for impl in self.hook.srvkit_configure.get_hookimpls():
+            _refuse_wrapper("srvkit_configure", impl)
+            with answerable(impl.plugin_name, "srvkit_configure failed"):
+                try:
+                    impl.function(*[config for _ in impl.argnames])
+                except (ValueError, ConfigError) as veto:
+                    raised.append((impl.plugin_name, veto))
+        return raised
 
     def import_handler(self, reference: str) -> type[Any]:
         """Import the class that "package.module:Class" names; it need not be part of any plugin.
@@ -164,6 +196,13 @@ class Plugins:
         return first
 
 
+def _call_or_complain(what: str, function: Callable[..., object], *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except (Exception, SystemExit):  # sys.exit() is not a plugin's to call, least of all here
+        log.exception("%s failed; everything else goes on", what)
+
+
 def _without_blocked(sources: list[Source], block: Sequence[str]) -> list[Source]:
     names = [name for source in sources for name in (source.name, *source.aliases)]
     for entry in block:
@@ -183,14 +222,18 @@ def _check_arguments(plugin: str, hook: str, function: Any) -> None:
 
 def _ask(hook: str, impl: HookImpl) -> dict[str, type[Any]]:
     """Call one plugin's implementation, and see that it returned classes by name."""
-    if impl.wrapper or impl.hookwrapper:
-        raise PluginError(impl.plugin_name, f"{hook} cannot be a wrapper{_where(impl.function)}")
+    _refuse_wrapper(hook, impl)
     with answerable(impl.plugin_name, f"{hook} failed"):
         offers: Any = impl.function()
     if wrong := _what_is_wrong(offers):
         raise PluginError(impl.plugin_name, f"{hook}: {wrong}{_where(impl.function)}")
     checked: dict[str, type[Any]] = offers
     return checked
+
+
+def _refuse_wrapper(hook: str, impl: HookImpl) -> None:
+    if impl.wrapper or impl.hookwrapper:
+        raise PluginError(impl.plugin_name, f"{hook} cannot be a wrapper{_where(impl.function)}")
 
 
 def _what_is_wrong(offers: object) -> str:

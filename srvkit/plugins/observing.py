@@ -6,7 +6,6 @@ that no connection pays for a hook that nobody has. Servers are known by their s
 
 from __future__ import annotations
 
-import logging
 import sys
 from time import monotonic
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 from srvkit.contracts import Steps
 from srvkit.plugins.manager import Plugins
 
-log = logging.getLogger("srvkit.plugins")
-
 
 def hook_mixins(plugins: Plugins) -> list[type[Any]]:
-    """Return the mixins, with their `hook` set, that the loaded plugins make necessary."""
+    """Return the mixins, with their `plugins` set, that the loaded plugins make necessary."""
     return [
-        type(mixin.__name__, (mixin,), {"hook": plugins.hook})
+        type(mixin.__name__, (mixin,), {"__module__": __name__, "plugins": plugins})
         for mixin in (VerifyHookMixIn, ConnectionHooksMixIn, ErrorHookMixIn)
         if any(plugins.implementers(hook) for hook in mixin.hooks)
     ]
@@ -30,13 +27,13 @@ class VerifyHookMixIn(Steps):
     """Ask the plugins about each request; any False refuses it."""
 
     hooks = ("srvkit_verify_request",)
-    hook: Any
+    plugins: Plugins
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         if not super().verify_request(request, client_address):
             return False
         try:
-            answers = self.hook.srvkit_verify_request(
+            answers = self.plugins.hook.srvkit_verify_request(
                 server=self, request=request, client_address=client_address
             )
         except Exception:
@@ -49,51 +46,44 @@ class ConnectionHooksMixIn(Steps):
     """Tell the plugins of each connection or datagram that a handler gets, and of its end."""
 
     hooks = ("srvkit_connection_open", "srvkit_connection_close")
-    hook: Any
+    plugins: Plugins
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         opened: dict[int, tuple[Any, float]] = vars(self).setdefault("_opened", {})
         opened[id(request)] = client_address, monotonic()
-        try:
-            self.hook.srvkit_connection_open(server=self, client_address=client_address)
-        except Exception:
-            log.exception("srvkit_connection_open failed")
+        self.plugins.tell("srvkit_connection_open", server=self, client_address=client_address)
         super().finish_request(request, client_address)
 
-    def shutdown_request(self, request: Any) -> None:
+    def request_done(self, request: Any) -> None:
+        # Before the seat is given back: with the last one a server that stops, and its process, may end.
         client_address, began = vars(self).get("_opened", {}).pop(id(request), (None, None))
         try:
-            super().shutdown_request(request)
-        finally:
             if began is not None:  # else refused, and never opened
                 self._tell_of_the_end(request, client_address, monotonic() - began)
+        finally:
+            super().request_done(request)
 
     def _tell_of_the_end(self, request: Any, client_address: Any, seconds: float) -> None:
         is_datagram = isinstance(request, tuple)
-        try:
-            self.hook.srvkit_connection_close(
-                server=self,
-                client_address=client_address,
-                outcome=getattr(request, "outcome", "closed"),
-                seconds=seconds,
-                bytes_in=len(request[0]) if is_datagram else getattr(request, "bytes_in", 0),
-                bytes_out=getattr(request, "bytes_out", 0),
-            )
-        except Exception:
-            log.exception("srvkit_connection_close failed")
+        self.plugins.tell(
+            "srvkit_connection_close",
+            server=self,
+            client_address=client_address,
+            outcome=getattr(request, "outcome", "closed"),
+            seconds=seconds,
+            bytes_in=len(request[0]) if is_datagram else getattr(request, "bytes_in", 0),
+            bytes_out=getattr(request, "bytes_out", 0),
+        )
 
 
 class ErrorHookMixIn(Steps):
     """Tell the plugins of what a handler raised, unless it is the peer's fault."""
 
     hooks = ("srvkit_error",)
-    hook: Any
+    plugins: Plugins
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = self.own_error(request, sys.exception())
         if error is not None:
-            try:
-                self.hook.srvkit_error(server=self, client_address=client_address, error=error)
-            except Exception:
-                log.exception("srvkit_error failed")
+            self.plugins.tell("srvkit_error", server=self, client_address=client_address, error=error)
         super().handle_error(request, client_address)

@@ -19,6 +19,7 @@ from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Offer, Plugins, make_manager
 from srvkit.process.run import ServerProcess, StartError
 from srvkit.process.serving import see_through
+from srvkit.process.signals import interrupts_held_back
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
@@ -46,8 +47,12 @@ class EmbeddedServer:
         if plan.server_class.fork_beside_threads:
             self.server = plan.build(listeners)
             self._thread = threading.Thread(target=self._serve, name=f"server {plan.name}", daemon=True)
-            self._thread.start()
-            self._ready.wait()
+            try:
+                self._thread.start()
+                self._ready.wait()
+            except BaseException:  # Ctrl-C, and nobody would have the server to stop it
+                self.server.stop_serving()
+                raise
             if self._error is not None:
                 self._thread.join()
                 raise self._error
@@ -99,11 +104,19 @@ class EmbeddedServer:
 
     def _start_process(self, listeners: list[Listener]) -> None:
         bound = {self._plan.name: listeners}
-        self._process = process = ServerProcess(self._plan, bound, self._plugins, LONG)
-        if not process.wait_ready():
+        with interrupts_held_back() as let_go:  # or Ctrl-C could leave a process that nobody knows
+            process = ServerProcess(self._plan, bound, self._plugins, LONG)
+            try:
+                let_go()
+                reason = process.wait_ready()
+            except BaseException:
+                process.stop_serving()
+                process.reap()
+                raise
+        if reason:
             process.reap()
-            self._process = None
-            raise StartError(f"{self._plan.name}: its process could not start; the log says why")
+            raise StartError(f"{self._plan.name}: {reason}")
+        self._process = process
 
     def _stop_process(self, drain_timeout: float) -> bool:
         assert self._process is not None
@@ -158,4 +171,7 @@ def serve(
 
 
 def _address(listener: Listener) -> Any:
-    return listener.address.path if listener.address.is_unix else listener.socket.getsockname()[:2]
+    if listener.address.is_unix:
+        return listener.address.path
+    address = listener.socket.getsockname()  # of an inherited Unix socket it is a path, too
+    return address[:2] if isinstance(address, tuple) else address

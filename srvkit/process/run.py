@@ -18,9 +18,12 @@ from srvkit.config.compose import Plan
 from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Plugins
-from srvkit.process.worker import FORCED, Worker
+from srvkit.process.signals import hold_back, let_through
+from srvkit.process.worker import FORCED, STOP_SIGNALS, Worker
 
 log = logging.getLogger("srvkit.process")
+
+READY = b"\n"  # what the process of a server writes to its parent; anything else is why it failed
 
 
 class StartError(SrvkitError):
@@ -30,20 +33,48 @@ class StartError(SrvkitError):
 
 
 def run(plans: Sequence[Plan], plugins: Plugins, drain_timeout: float) -> int:
-    """Bind everything, serve until told to stop, and return the exit status.
+    """Bind everything, serve until told to stop, and return the exit status; for a process of its own.
 
-    Raises ListenError before anything has listened; StartError where forking would not be safe.
+    Raises ListenError before anything has listened; StartError where forking would not be safe or the
+    system refuses. In any case sockets and their files are gone afterwards, and a signal that still
+    comes has its default effect: there is nothing left to put away.
     """
-    bound = bind_all(plans)
-    apart = [plan for plan in plans if _forks(plan)] if len(plans) > 1 else []
     if any(_forks(plan) for plan in plans):
         _refuse_threads()
-    processes = [ServerProcess(plan, bound, plugins, drain_timeout) for plan in apart]
-    servers = [plan.build(bound[plan.name]) for plan in plans if plan not in apart]
-    worker = RunningWorker(servers, plugins, drain_timeout)
-    for process in processes:
-        worker.start(process)
-    return worker.run()
+    hold_back(*STOP_SIGNALS)
+    listeners: list[Listener] = []
+    try:
+        bound = bind_all(plans)
+        listeners = [listener for some in bound.values() for listener in some]
+        status = _start(plans, bound, plugins, drain_timeout).run()
+    except OSError as error:
+        raise StartError(f"cannot run: {error.strerror or error}") from error
+    finally:
+        for listener in listeners:
+            listener.close()
+        let_through(*STOP_SIGNALS)
+    _announce_threads()
+    return status
+
+
+def _start(
+    plans: Sequence[Plan], bound: dict[str, list[Listener]], plugins: Plugins, drain_timeout: float
+) -> RunningWorker:
+    apart = [plan for plan in plans if _forks(plan)] if len(plans) > 1 else []
+    processes: list[ServerProcess] = []
+    try:
+        for plan in apart:
+            processes.append(ServerProcess(plan, bound, plugins, drain_timeout))
+        servers = [plan.build(bound[plan.name]) for plan in plans if plan not in apart]
+        worker = RunningWorker(servers, plugins, drain_timeout)
+        for process in processes:
+            worker.start(process)
+    except BaseException:
+        for process in processes:
+            process.stop_serving()
+            process.reap()
+        raise
+    return worker
 
 
 def bind_all(plans: Sequence[Plan]) -> dict[str, list[Listener]]:
@@ -73,24 +104,37 @@ def _refuse_threads() -> None:
         )
 
 
+def _announce_threads() -> None:
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread() and not thread.daemon
+    ]
+    if left:
+        log.warning("stopped; the process ends when these threads of a plugin do: %s", ", ".join(left))
+
+
 class ServerProcess:
-    """The process of one forking server, as its parent sees it."""
+    """The process of one forking server, as its parent sees it.
+
+    It leads a process group, so that what it forked can be ended where it could not do that itself.
+    """
 
     def __init__(
         self, plan: Plan, bound: dict[str, list[Listener]], plugins: Plugins, drain_timeout: float
     ) -> None:
         self.name = plan.name
         self.listeners = bound.pop(plan.name)
-        lifeline, self._lifeline = os.pipe()
+        parent = os.pidfd_open(os.getpid())
         self._ready, ready = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self._lifeline)
+            os.setpgid(0, 0)
             os.close(self._ready)
             for listener in (listener for listeners in bound.values() for listener in listeners):
-                listener.socket.close()
-            _serve_and_exit(plan, self.listeners, plugins, drain_timeout, lifeline, ready)
-        os.close(lifeline)
+                listener.leave()
+            _serve_and_exit(plan, self.listeners, plugins, drain_timeout, parent, ready)
+        os.close(parent)
         os.close(ready)
         for listener in self.listeners:
             listener.socket.close()  # its file is removed at the end, if the process did not get to it
@@ -106,9 +150,10 @@ class ServerProcess:
     def stop_serving(self) -> None:
         self._signal(signal.SIGKILL)
 
-    def wait_ready(self) -> bool:
-        """Wait until clients can connect; False where the process ended instead."""
-        return os.read(self._ready, 1) != b""
+    def wait_ready(self) -> str:
+        """Wait until clients can connect and return "", or why the process has ended instead."""
+        news = os.read(self._ready, select.PIPE_BUF)
+        return "" if news == READY else news.decode() or "its process died"
 
     def has_ended(self, timeout: float | None) -> bool:
         """Wait at most `timeout` seconds (None: without end) for the end of the process."""
@@ -116,9 +161,12 @@ class ServerProcess:
 
     def reap(self) -> int:
         """Wait for the end, clean up, and return the exit status; negative for a signal."""
+        end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        if end is not None and end.si_code != os.CLD_EXITED:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         os.close(self.pidfd)
-        os.close(self._lifeline)
         os.close(self._ready)
         for listener in self.listeners:
             listener.close()
@@ -134,17 +182,21 @@ def _serve_and_exit(
     listeners: list[Listener],
     plugins: Plugins,
     drain_timeout: float,
-    lifeline: int,
+    parent: int,
     ready: int,
 ) -> NoReturn:
     status = FORCED
     try:
-        # Ctrl-C reaches every process of the terminal; only the parent says what it means.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Only the parent says what Ctrl-C means.
+        let_through(signal.SIGINT, to=signal.SIG_IGN)
         worker = Worker([plan.build(listeners)], plugins, drain_timeout, (signal.SIGTERM, signal.SIGQUIT))
-        worker.on_ready = lambda: os.write(ready, b"1")
-        worker.watch(lifeline, worker.cut)  # becomes readable only by its end: the parent is gone
+        worker.on_ready = lambda: os.write(ready, READY)
+        worker.watch(parent, worker.cut)  # becomes readable when the parent ends, however it does
         status = worker.run()
+        with suppress(OSError):  # nobody may be there any more
+            os.write(ready, worker.failure.encode()[: select.PIPE_BUF])
+    except OSError as error:
+        log.error("%s: cannot run: %s", plan.name, error.strerror or error)
     except BaseException:
         log.exception("%s: broke", plan.name)
     finally:
@@ -154,18 +206,25 @@ def _serve_and_exit(
 class RunningWorker(Worker):
     """A worker that also looks after the processes of forking servers."""
 
-    after_the_cut = 2 * Worker.after_the_cut  # those processes wait for handlers themselves
-
     def start(self, process: ServerProcess) -> None:
         self.look_after(process)
+        self.after_the_cut = 2 * Worker.after_the_cut  # those processes wait for handlers themselves
 
         def reap() -> None:
-            self._loop.unwatch(process.pidfd)
             status = process.reap()
             if status:
                 level = logging.INFO if self._stopping else logging.ERROR
-                log.log(level, "%s: its process ended with %d", process.name, status)
-                self.status = max(self.status, status if status > 0 else FORCED)
+                log.log(level, "%s: its process %s", process.name, _ending(status))
+                self.worsen(status if status > 0 else FORCED)
             self.ended(process)
 
         self.watch(process.pidfd, reap)
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal
+        return f"was killed by signal {-status}"

@@ -29,9 +29,12 @@ def see_through(server: TCPServer, plugins: Plugins, ready: Callable[[], None]) 
                 server.serve_forever()
             finally:
                 server.server_close()
-                _complain("srvkit_server_stop", lambda: plugins.hook.srvkit_server_stop(server=server))
+                plugins.tell("srvkit_server_stop", server=server)
         finally:
-            _complain("shutdown()", lambda: call_life_method(server.RequestHandlerClass, "shutdown", server))
+            try:
+                call_life_method(server.RequestHandlerClass, "shutdown", server)
+            except Exception:
+                log.exception("%s: shutdown() of its handler failed; the stop goes on", server.name)
     finally:
         server.server_close()
 
@@ -43,10 +46,3 @@ def call_life_method(handler: Any, name: str, server: TCPServer) -> None:
     """
     if isinstance(inspect.getattr_static(handler, name, None), classmethod):
         getattr(handler, name)(server)
-
-
-def _complain(what: str, call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except Exception:
-        log.exception("%s failed; the stop goes on", what)

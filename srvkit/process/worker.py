@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,7 +24,8 @@ from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
 
-CLEAN, FORCED, CANNOT_START = 0, 1, 3  # exit statuses
+CLEAN, FORCED, CANNOT_START = 0, 1, 3  # exit statuses, the worse the greater
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 
 
 class Served(Protocol):
@@ -56,14 +58,15 @@ class Worker:
         servers: Sequence[TCPServer],
         plugins: Plugins,
         drain_timeout: float,
-        signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT),
+        signals: Sequence[int] = STOP_SIGNALS,
     ) -> None:
         self.pid = os.getpid()
         self.servers = list(servers)
         self.status = CLEAN
+        self.failure = ""  # the first reason why something could not start or broke
         self._plugins = plugins
         self._drain_timeout = drain_timeout
-        self._signals = signals
+        self._signals = Signals(*signals)
         self._loop = Readiness()
         self._serving: set[Served] = set(self.servers)
         self._stopping = False
@@ -76,26 +79,26 @@ class Worker:
 
     def run(self) -> int:
         """Serve until stopped; in the main thread."""
-        with Signals(*self._signals) as signals, self._loop as loop:
+        with self._signals as signals, self._loop as loop:
+            signals.breaking = True
             loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
             try:
                 self._plugins.hook.srvkit_worker_start(worker=self)
-            except Exception:
-                log.exception("srvkit_worker_start failed")
-                for server in self.servers:
-                    server.server_close()
-                return CANNOT_START
+            except BaseException as error:
+                signals.breaking = False
+                self._complain("srvkit_worker_start of a plugin", error, started=False)
+                self._give_up(loop)
+                return self.status
             if any(not server.fork_beside_threads for server in self.servers):
                 (server,) = self.servers
                 server.use_loop(loop)
                 self._serve(server)
                 loop.wait(0)  # its own report of its end
             else:
+                signals.breaking = False
                 self._serve_in_threads(loop)
-            try:
-                self._plugins.hook.srvkit_worker_stop(worker=self)
-            except Exception:
-                log.exception("srvkit_worker_stop failed")
+            signals.breaking = True
+            self._plugins.tell("srvkit_worker_stop", worker=self)
         return self.status
 
     def stop(self, drain_timeout: float | None = None) -> None:
@@ -117,13 +120,19 @@ class Worker:
             served.begin_drain()
             count = served.cut_off()
             if count:
-                self.status = FORCED
-                log.warning("%s: cut %d connections that had not finished", served.name, count)
+                self.worsen(FORCED)
+                plural = "s" * (count != 1)
+                log.warning("%s: cut %d connection%s that had not finished", served.name, count, plural)
         self._deadline = self._loop.call_later(self.after_the_cut, self._leave_behind)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call `callback()` in the main thread when `fd` is readable; for as long as the worker runs."""
-        self._loop.watch(fd, callback)
+        """Call `callback()` in the main thread, once, when `fd` is readable."""
+
+        def ready() -> None:
+            self._loop.unwatch(fd)
+            callback()
+
+        self._loop.watch(fd, ready)
 
     def look_after(self, served: Served) -> None:
         """Drain and cut this along with the servers; whoever adds it reports its end by `ended`."""
@@ -133,12 +142,20 @@ class Worker:
         """Note that something has ended; when it was not told to, so does everything else. From the loop."""
         self._serving.discard(served)
         if not self._stopping:
-            self.stop()  # half of what was configured is not what was asked for
+            if self._serving:  # half of what was configured is not what was asked for
+                others = ", ".join(sorted(other.name for other in self._serving))
+                log.info("%s: has ended, so %s must stop too", served.name, others)
+            self.stop()
+
+    def worsen(self, status: int) -> None:
+        """Let the exit status be at least this bad."""
+        self.status = max(self.status, status)
 
     def _signalled(self, numbers: list[int]) -> None:
         for number in numbers:
-            log.info("%s: stopping", signal.Signals(number).name)
-            if self._stopping or number == signal.SIGQUIT:
+            at_once = self._stopping or number == signal.SIGQUIT
+            log.info("%s: stopping%s", signal.Signals(number).name, " at once" * at_once)
+            if at_once:
                 self.cut()
             else:
                 self.stop()
@@ -157,6 +174,7 @@ class Worker:
         def ready() -> None:
             nonlocal started
             started = True
+            self._signals.breaking = False
             log.info("%s: listening on %s", server.name, ", ".join(map(_where, server.listeners)))
             self.on_ready()
 
@@ -164,24 +182,44 @@ class Worker:
             see_through(server, self._plugins, ready)
         except SrvkitError as error:
             log.error("%s: %s", server.name, error)
-            self._broke(started)
-        except Exception:
-            log.exception("%s: %s", server.name, "broke" if started else "could not start")
-            self._broke(started)
+            self._failed(str(error), started)
+        except BaseException as error:  # a SystemExit in a thread would end it, and nobody would know
+            self._complain(server.name, error, started)
         self._loop.call_soon(lambda: self.ended(server))
 
-    def _broke(self, started: bool) -> None:
-        self.status = FORCED if started else CANNOT_START
+    def _complain(self, who: str, error: BaseException, started: bool) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            log.warning("%s: broken off by a signal", who)
+        else:
+            log.exception("%s: %s: %s", who, "broke" if started else "could not start", _in_words(error))
+        self._failed(f"{'broke' if started else 'could not start'}: {_in_words(error)}", started)
+
+    def _failed(self, reason: str, started: bool) -> None:
+        self.failure = self.failure or reason
+        self.worsen(FORCED if started else CANNOT_START)
+
+    def _give_up(self, loop: Readiness) -> None:
+        for server in self.servers:
+            server.server_close()
+            self._serving.discard(server)
+        self.stop()
+        while self._serving:
+            loop.wait()
 
     def _leave_behind(self) -> None:
         for served in list(self._serving):
             log.warning("%s: does not end, left behind", served.name)
             served.stop_serving()
-            self.status = FORCED
+            self.worsen(FORCED)
         self._serving.clear()
 
 
 def _where(listener: Any) -> str:
-    if listener.is_internet:
-        return f"{listener.address.scheme}://{display(listener.socket.getsockname())}"
-    return str(listener.address)
+    bound = display(listener.socket.getsockname())
+    if listener.address.scheme == "fd":
+        return f"{listener.address} ({bound})"
+    return f"{listener.address.scheme}://{bound}" if listener.is_internet else str(listener.address)
+
+
+def _in_words(error: BaseException) -> str:
+    return " ".join("".join(traceback.format_exception_only(error)).split())

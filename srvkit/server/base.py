@@ -19,11 +19,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
-from types import TracebackType
 from typing import Any, Self
 
 from srvkit.contracts import event_driven
-from srvkit.errors import PeerError
+from srvkit.errors import EscapedError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
@@ -36,10 +35,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds without accepting after a capa
 FAILURES_IN_A_ROW = 100  # from here on even errors that should pass are met with a pause
 STOPPING = "the stop"
 BURST = 64  # requests taken per wake-up before the loop looks at anything else
-
-
-class EscapedError(Exception):
-    """A handler raised something that is no `Exception` (`SystemExit`, say); `__cause__` is what."""
 
 
 class BaseServer:
@@ -85,6 +80,10 @@ class BaseServer:
     _shared_loop: Readiness | None = None
     _loop_thread: int | None = None
     _burst = 1
+    _waits_to_take = True  # whether get_request() blocks where the socket does
+    _in_burst = False  # whether get_request() must not wait: there may be nothing left
+    _may_gather = False
+    taking_requests = False  # whether further requests may follow before requests_taken() is called
     _more = False  # whether another request may be waiting at the listener being drained
     _failures = 0  # to get a request, in a row
     _last_complaint = 0.0
@@ -102,12 +101,7 @@ class BaseServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *args: object) -> None:
         self.server_close()
 
     def __repr__(self) -> str:
@@ -142,7 +136,7 @@ class BaseServer:
             if self._loop is not None:
                 self._serve(self._loop, poll_interval)
             else:
-                with Readiness() as self._loop:
+                with self.make_loop() as self._loop:
                     self._serve(self._loop, poll_interval)
         finally:
             self._loop = None
@@ -157,16 +151,28 @@ class BaseServer:
         """
         self._shared_loop = loop
 
+    def make_loop(self) -> Readiness:
+        """Make a loop of the server's own; it is closed when `serve_forever` ends. May be overridden."""
+        return Readiness()
+
     def loop_begins(self, loop: Readiness) -> None:
         """Watch whatever else matters while `loop` serves. May be extended."""
+
+    def loop_ends(self, loop: Readiness) -> None:
+        """Put away what lived in `loop`, which serves no longer but still works. May be extended."""
 
     def _serve(self, loop: Readiness, poll_interval: float) -> None:
         polled = not getattr(self.service_actions, "event_driven", False)
         # An overridden service_actions expects to be called after each single request.
         self._burst = 1 if polled else self._burst_size()
+        # Steps of somebody else's may take their time; then no request waits for the rest of its burst.
+        self._may_gather = all(
+            getattr(type(self), step).__module__.startswith(("srvkit.server.", "srvkit.concurrency."))
+            for step in ("get_request", "verify_request", "process_request")
+        )
         made_non_blocking = []
         try:
-            for fd in self._listening_fds() if self._burst > 1 else ():
+            for fd in self._listening_fds() if self._burst > 1 and self._waits_to_take else ():
                 if os.get_blocking(fd):
                     # Not settimeout(0): the descriptor alone becomes non-blocking, so that the socket's
                     # timeout, which handle_request() and accepted sockets go by, stays as it was.
@@ -185,6 +191,7 @@ class BaseServer:
             for fd in made_non_blocking:
                 if fd in still_ours:  # not closed meanwhile, its number perhaps somebody else's
                     os.set_blocking(fd, True)
+            self.loop_ends(loop)
 
     def shutdown(self) -> None:
         """Stop the `serve_forever` loop and wait until it is out.
@@ -206,8 +213,9 @@ class BaseServer:
     def begin_drain(self) -> None:
         """Stop as a good host does: no new requests, those at hand may finish, then `serve_forever` ends.
 
-        What waits in the kernel's queue is still taken; connections that are idle between two messages
-        end at once. Safe from any thread. For servers from TOML, which know their open requests.
+        What waits in the kernel's queue is still taken, as room for it comes free; connections that are
+        idle between two messages end at once. Safe from any thread. For servers from TOML, which know
+        their open requests.
         """
         self.draining = True
         for request in self._open_requests():
@@ -218,32 +226,41 @@ class BaseServer:
         if loop is None:
             self.stop_serving()
         else:
-            loop.call_soon(self._close_the_door)
+            loop.call_soon(self._take_the_rest)
 
     def cut_off(self) -> int:
         """End the requests that are still open, whatever they are doing; return how many there were.
 
-        Safe from any thread. Datagrams have no connection to cut; their handlers are left to themselves.
+        What still waits in the kernel's queue is left there. Safe from any thread. Datagrams have no
+        connection to cut; their handlers are left to themselves.
         """
+        self._pauses.add(STOPPING)
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon(self._close_the_door)
         requests = self._open_requests()
         for request in requests:
             with suppress(OSError, AttributeError):  # gone already, or a datagram
                 request.shutdown(socket.SHUT_RDWR)
         return len(requests)
 
-    def _close_the_door(self) -> None:
-        if self._pauses != {STOPPING}:
-            self._pauses.clear()
-            self._more = True
-            for listener in self._listeners:
-                self._taker(listener)()
-            self.pause_accepting(STOPPING)
-            for listener in self._listeners:
-                if listener.is_stream:  # datagrams' handlers may still answer through theirs
-                    listener.close()
-        self._end_if_drained()
+    def _take_the_rest(self) -> None:
+        """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
+        for listener in self._listeners:
+            if self._pauses:
+                return  # it goes on here when there is room again
+            self._taker(listener)()
+            if self._more:  # a burst of many, or no room
+                assert self._loop is not None
+                self._loop.call_later(0, self._take_the_rest)
+                return
+        self._close_the_door()
 
-    def _end_if_drained(self) -> None:
+    def _close_the_door(self) -> None:
+        self.pause_accepting(STOPPING)
+        for listener in self._listeners:
+            if listener.is_stream:  # datagrams' handlers may still answer through theirs
+                listener.close()
         if not self._open_requests():
             self.stop_serving()
 
@@ -274,17 +291,15 @@ class BaseServer:
     def _wait_readable(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            remaining = None if deadline is None else deadline - monotonic()
-            if remaining is not None and remaining < 0:
-                return False
+            remaining = None if deadline is None else max(0.0, deadline - monotonic())
             if hasattr(select, "poll"):
                 poll = select.poll()
                 poll.register(self.fileno(), select.POLLIN)
                 ready: Any = poll.poll(None if remaining is None else remaining * 1000)
             else:
                 ready = select.select([self.fileno()], [], [], remaining)[0]
-            if ready:
-                return True
+            if ready or remaining == 0:
+                return bool(ready)
 
     def fileno(self) -> int:
         """Return the listening socket's descriptor."""
@@ -359,15 +374,16 @@ class BaseServer:
         """Give the request's seat back; called once for each, in the process that accepts."""
         if self._seats is not None:
             self._seats.give_back(request)
-            if self.draining and not len(self._seats):
+            if STOPPING in self._pauses and not len(self._seats):
                 self.stop_serving()
 
     def leave_to_parent(self, request: Any) -> None:
         """Close, in a forked child, the listening sockets that its request has no use for."""
-        if isinstance(request, tuple):
-            return  # a datagram is answered through the listening socket
-        for sock in [listener.socket for listener in self._listeners] or [self.socket]:
-            sock.close()
+        answers_through_it = isinstance(request, tuple)  # a datagram
+        for listener in self._listeners:
+            listener.leave(keep_socket=answers_through_it)
+        if not self._listeners and not answers_through_it:
+            self.socket.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the error that is being handled. May be overridden; the server goes on afterwards."""
@@ -415,6 +431,9 @@ class BaseServer:
         loop = self._loop
         if loop is None or self._pauses:
             return
+        if self.draining:
+            self._take_the_rest()
+            return
         if not self._listeners:
             loop.watch(self.fileno(), self._take_requests)
         for listener in self._listeners:
@@ -431,13 +450,22 @@ class BaseServer:
         return take_requests
 
     def _take_requests(self) -> None:
-        for _ in range(self._burst):
-            if self.__shutdown_request or self._pauses:
-                return
-            self._more = True
-            self._handle_request_noblock()
-            if not self._more:
-                return
+        self._in_burst = True
+        self.taking_requests = self._may_gather
+        try:
+            for _ in range(self._burst):
+                if self.__shutdown_request or self._pauses:
+                    break
+                self._more = True
+                self._handle_request_noblock()
+                if not self._more:
+                    break
+        finally:
+            self._in_burst = self.taking_requests = False
+            self.requests_taken()
+
+    def requests_taken(self) -> None:
+        """Do what is to be done once for all requests of a burst. May be extended."""
 
     def pause_accepting(self, reason: str) -> None:
         """Leave new requests to the kernel's queue until `resume_accepting(reason)`; in the loop's thread."""

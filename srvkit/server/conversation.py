@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import socket
 import struct
-import threading
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 
+from srvkit.contracts import Runners, Threads
 from srvkit.errors import FrameError, PeerGone
 from srvkit.net.address import display
 from srvkit.net.connection import (
@@ -32,9 +32,13 @@ from srvkit.net.connection import (
     Connection,
 )
 from srvkit.net.datagrams import reply as send_datagram
+from srvkit.net.framing import hand_over
 
 log = logging.getLogger("srvkit.server")
 
+# The timeout of each wait: the kernel's option, or an attribute of sockets that wait in their own way.
+RECEIVE = ("SO_RCVTIMEO", "receive_timeout")
+SEND = ("SO_SNDTIMEO", "send_timeout")
 CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
 
 
@@ -50,66 +54,52 @@ def converse(handler: Any) -> None:
         outcome = link.converse()
     finally:
         link.account(outcome)
-        handler.disconnected(outcome)
+        try:
+            handler.disconnected(outcome)
+        finally:
+            # handler.link and this would otherwise keep each other until the garbage collector comes by.
+            link.handler = None
 
 
 def converse_datagram(handler: Any) -> None:
     """Handle the messages of one datagram and answer them in one."""
     link = DatagramLink(handler)
     handler.link = link
-    link.converse()
+    link.converse(handler)
 
 
 class StreamLink:
     """The way of a message handler's bytes over one blocking socket."""
 
-    __slots__ = (
-        "_armed",
-        "_awaited",
-        "_began",
-        "_handler",
-        "_in_kernel",
-        "_limits",
-        "_lost",
-        "_sending",
-        "_socket",
-        "_thread",
-        "_unsent",
-        "_unsent_bytes",
-        "bytes_in",
-        "bytes_out",
-        "closing",
-    )
+    # Most connections need no more than what __init__ sets; these stand for the rest until it is needed.
+    _unsent_bytes = 0
+    _lost: str | None = None
+    _began: float | None = None  # when the first byte came of a message not answered yet
+    _armed: float = 0  # the receive timeout in force
+    _awaited = FIRST_BYTE_TIMEOUT
+    bytes_in = 0
+    bytes_out = 0
+    closing = False
 
     def __init__(self, handler: Any) -> None:
-        self._handler = handler
+        self.handler = handler
         self._socket = handler.request
         self._limits = getattr(handler.server, "limits", None)
-        self._thread = threading.get_ident()
-        self._sending = threading.Lock()
+        self._runners: Runners = getattr(self._socket, "runners", None) or Threads()
+        self._own = self._runners.current()
+        self._sending = self._runners.lock
         self._unsent: list[bytes] = []  # replies of the messages of one read: they leave in one write
-        self._unsent_bytes = 0
-        self._lost: str | None = None
-        self._began: float | None = None  # when the first byte came of a message not answered yet
-        self._armed: float | None = None  # the receive timeout in force
-        self._awaited = FIRST_BYTE_TIMEOUT
-        # A timeout of the kernel saves a poll() for each read. Only where recv() is the plain system call.
-        self._in_kernel = type(self._socket).recv is socket.socket.recv and hasattr(socket, "SO_RCVTIMEO")
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.closing = False
 
     def write(self, data: bytes) -> None:
-        if threading.get_ident() == self._thread:
+        if self._runners.current() == self._own:
             self._unsent.append(data)
             self._flush()
         else:
-            with suppress(PeerGone):
-                self._send(data)
+            self._runners.run(partial(self._send_for_another, data))
 
     def close(self) -> None:
         self.closing = True
-        if threading.get_ident() != self._thread:
+        if self._runners.current() != self._own:
             with suppress(OSError):  # gone already
                 self._socket.shutdown(socket.SHUT_RD)  # ends a recv() that waits
 
@@ -117,7 +107,7 @@ class StreamLink:
         """Talk until the end and return the outcome. Raises what the handler raises."""
         try:
             if self._limits is not None and self._limits.write_timeout:
-                self._set_timeout("SO_SNDTIMEO", self._limits.write_timeout)
+                self._set_timeout(SEND, self._limits.write_timeout)
             try:
                 return self._converse()
             except BaseException:
@@ -125,6 +115,8 @@ class StreamLink:
                     with suppress(PeerGone):
                         self._flush()  # the replies to what was handled before
                 raise
+            finally:
+                self._runners.finish()
         except PeerGone:
             if self._lost is None:
                 raise  # some other connection's, that the handler let escape
@@ -138,10 +130,12 @@ class StreamLink:
             self._socket.bytes_out = self.bytes_out
 
     def _converse(self) -> str:
-        handler = self._handler
+        handler = self.handler
         server = handler.server
-        self._deliver(handler.connected())
-        self._flush()
+        greeting = handler.connected()
+        if greeting is not None:
+            self._deliver(greeting)
+            self._flush()
         account = self._socket if isinstance(self._socket, Connection) else None
         while not self.closing:
             if account is not None:
@@ -154,7 +148,8 @@ class StreamLink:
                 return self._ended()
             self.bytes_in += len(data)
             fault = self._handle(data)
-            self._flush()
+            if self._unsent:
+                self._flush()
             if fault is not None:
                 self._log(f"{BAD_MESSAGE}: {fault}")
                 return BAD_MESSAGE
@@ -187,7 +182,7 @@ class StreamLink:
 
     def _handle(self, data: bytes) -> FrameError | None:
         """Handle every whole message that `data` completes; return what is wrong with the rest, if it is."""
-        handler = self._handler
+        handler = self.handler
         while True:
             framing = handler.framing
             fault = None
@@ -202,7 +197,7 @@ class StreamLink:
                 if self.closing:
                     return None
                 if handler.framing is not framing:
-                    data = _hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    data = hand_over(framing, handler.framing, messages[index + 1 :], data)
                     break
             else:
                 return fault
@@ -212,26 +207,24 @@ class StreamLink:
     def _ended(self) -> str:
         if self.closing:
             return CLOSED
-        if getattr(self._handler.server, "draining", False) is True:
+        if getattr(self.handler.server, "draining", False) is True:
             return STOPPED
         try:
-            self._handler.framing.eof()
+            self.handler.framing.eof()
         except FrameError as error:
             self._log(f"{TRUNCATED}: {error}")
             return TRUNCATED
         return EOF
 
     def _deliver(self, reply: Any) -> None:
-        if reply is None:
-            return
         if isinstance(reply, (bytes, bytearray, memoryview)):
-            self._hold(self._handler.framing.encode(reply))
+            self._hold(self.handler.framing.encode(reply))
             return
         if isinstance(reply, str):
-            raise TypeError(f"{type(self._handler).__name__} replied with a str; replies are bytes")
+            raise TypeError(f"{type(self.handler).__name__} replied with a str; replies are bytes")
         at_once = not isinstance(reply, (list, tuple))  # a generator may take its time between two replies
         for part in reply:
-            self._hold(self._handler.framing.encode(part))
+            self._hold(self.handler.framing.encode(part))
             if at_once:
                 self._flush()
             if self.closing:
@@ -266,8 +259,12 @@ class StreamLink:
                 return
         raise PeerGone(self._lost)
 
+    def _send_for_another(self, data: bytes) -> None:
+        with suppress(PeerGone):
+            self._send(data)
+
     def _note_begin(self) -> None:
-        if not self._handler.framing.buffered:
+        if not self.handler.framing.buffered:
             self._began = None
         elif self._began is None:
             self._began = monotonic()
@@ -284,27 +281,34 @@ class StreamLink:
             remaining = max(0.001, self._began + limits.request_timeout - monotonic())
             if not seconds or remaining < seconds:
                 seconds, self._awaited = remaining, REQUEST_TIMEOUT
-        if seconds != (self._armed or 0):
-            self._set_timeout("SO_RCVTIMEO", seconds)
+        if seconds != self._armed:
+            self._set_timeout(RECEIVE, seconds)
             self._armed = seconds
 
-    def _set_timeout(self, option: str, seconds: float) -> None:
-        if self._in_kernel:
-            self._socket.setsockopt(socket.SOL_SOCKET, getattr(socket, option), _timeval(seconds))
+    def _set_timeout(self, direction: tuple[str, str], seconds: float) -> None:
+        option, attribute = direction
+        sock = self._socket
+        # A timeout of the kernel saves a poll() for each read; only where recv() is the plain system call.
+        if type(sock).recv is socket.socket.recv and hasattr(socket, option):
+            sock.setsockopt(socket.SOL_SOCKET, getattr(socket, option), _timeval(seconds))
+        elif hasattr(sock, attribute):
+            setattr(sock, attribute, seconds or None)
         else:
-            self._socket.settimeout(seconds or None)
+            sock.settimeout(seconds or None)
 
     def _log(self, what: str) -> None:
-        log.info("%s: %s ended: %s", _name(self._handler), display(self._handler.client_address), what)
+        log.info("%s: %s ended: %s", _name(self.handler.server), display(self.handler.client_address), what)
 
 
 class DatagramLink:
     """The way of a message handler's bytes in answer to one datagram."""
 
-    __slots__ = ("_handler", "_replies", "closing")
+    __slots__ = ("_address", "_replies", "_server", "_socket", "closing")
 
     def __init__(self, handler: Any) -> None:
-        self._handler = handler
+        self._socket = handler.request[1]
+        self._address = handler.client_address
+        self._server = handler.server
         self._replies: list[bytes] | None = []  # None once the answer has left
         self.closing = False
 
@@ -313,27 +317,29 @@ class DatagramLink:
             self._replies.append(data)
         else:
             with suppress(PeerGone):
-                send_datagram(self._handler.request[1], data, self._handler.client_address)
+                send_datagram(self._socket, data, self._address)
 
     def close(self) -> None:
         self.closing = True
 
-    def converse(self) -> None:
+    def converse(self, handler: Any) -> None:
+        # The handler is passed along and not kept: it keeps this link, and a circle would wait for the
+        # garbage collector.
         fault = None
         try:
-            fault = self._handle(self._handler.request[0])
+            fault = self._handle(handler, handler.request[0])
         finally:
             replies, self._replies = self._replies, None
             if replies:
+                answer = replies[0] if len(replies) == 1 else b"".join(replies)
                 try:
-                    send_datagram(self._handler.request[1], b"".join(replies), self._handler.client_address)
+                    send_datagram(self._socket, answer, self._address)
                 except PeerGone as gone:
                     self._log(f"reply lost: {gone}")
         if fault is not None:
             self._log(f"{BAD_MESSAGE}: {fault}")
 
-    def _handle(self, data: bytes) -> FrameError | None:
-        handler = self._handler
+    def _handle(self, handler: Any, data: bytes) -> FrameError | None:
         while True:
             framing = handler.framing
             fault = None
@@ -342,40 +348,33 @@ class DatagramLink:
             except FrameError as error:
                 messages, fault = error.messages, error
             for index, message in enumerate(messages):
-                self._deliver(handler.handle_message(message))
+                reply = handler.handle_message(message)
+                if type(reply) is bytes:
+                    self.write(handler.framing.encode(reply))
+                elif reply is not None:
+                    self._deliver(handler, reply)
                 if self.closing:
                     return None
                 if handler.framing is not framing:
-                    data = _hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    data = hand_over(framing, handler.framing, messages[index + 1 :], data)
                     break
             else:
                 return fault
             if not data:
                 return None
 
-    def _deliver(self, reply: Any) -> None:
-        if reply is None:
-            return
+    def _deliver(self, handler: Any, reply: Any) -> None:
         if isinstance(reply, str):
-            raise TypeError(f"{type(self._handler).__name__} replied with a str; replies are bytes")
-        parts = (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply
-        for part in parts:
-            self.write(self._handler.framing.encode(part))
+            raise TypeError(f"{type(handler).__name__} replied with a str; replies are bytes")
+        for part in (reply,) if isinstance(reply, (bytearray, memoryview)) else reply:
+            self.write(handler.framing.encode(part))
 
     def _log(self, what: str) -> None:
-        log.info("%s: datagram of %s: %s", _name(self._handler), display(self._handler.client_address), what)
+        log.info("%s: datagram of %s: %s", _name(self._server), display(self._address), what)
 
 
-def _hand_over(old: Any, new: Any, unhandled: list[bytes], data: bytes) -> bytes:
-    """Return what goes through the new framing; it keeps the old one's maximum unless it has its own."""
-    if new.max_message is None:
-        new.limit = old.limit
-    rest: bytes = old.rest(unhandled, data)
-    return rest
-
-
-def _name(handler: Any) -> str:
-    return getattr(handler.server, "name", "") or type(handler.server).__name__
+def _name(server: Any) -> str:
+    return getattr(server, "name", "") or type(server).__name__
 
 
 @lru_cache(maxsize=64)

@@ -29,18 +29,21 @@ class UDPServer(TCPServer):
     socket_type: int = socket.SOCK_DGRAM
     max_packet_size = 8192
 
+    _waits_to_take = False
     dropped = 0  # datagrams too long to be handed over
-    _pinned: dict[int, bool] | None = None  # which sockets tell where a datagram was sent to
+    _pinned: set[int] | None = None  # the sockets that tell where a datagram was sent to
 
     def get_request(self) -> tuple[Any, Any]:
         """Receive a datagram: return it with the socket, and its sender's address. May be overridden."""
-        # DONT_WAIT and not a non-blocking socket: handlers send on this very socket.
         if not self.drop_truncated:
-            data, client_address = self.socket.recvfrom(self.max_packet_size, DONT_WAIT)
+            # A flag and not a non-blocking socket: handlers send on this very socket, and wait.
+            flags = DONT_WAIT if self._in_burst else 0
+            data, client_address = self.socket.recvfrom(self.max_packet_size, flags)
             return (data, self.socket), client_address
         while True:
             sock: Any = self.socket
-            if self._is_pinned():
+            pinned = self._pinned if self._pinned is not None else self._find_pinned()
+            if pinned and sock.fileno() in pinned:
                 data, sock, client_address = receive(sock, self.max_packet_size + 1)
             else:
                 data, client_address = sock.recvfrom(self.max_packet_size + 1, DONT_WAIT)
@@ -63,11 +66,10 @@ class UDPServer(TCPServer):
     def _is_listening(self) -> bool:
         return True
 
-    def _is_pinned(self) -> bool:
-        if self._pinned is None:
-            sockets = [listener.socket for listener in self._listeners] or [self.socket]
-            self._pinned = {sock.fileno(): ask_for_destination(sock) for sock in sockets}
-        return self._pinned[self.socket.fileno()]
+    def _find_pinned(self) -> set[int]:
+        sockets = [listener.socket for listener in self._listeners] or [self.socket]
+        self._pinned = {sock.fileno() for sock in sockets if ask_for_destination(sock)}
+        return self._pinned
 
     def _burst_size(self) -> int:
         own = type(self).get_request is UDPServer.get_request and "get_request" not in vars(self)

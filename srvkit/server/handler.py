@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from srvkit.net.datagrams import reply
+from srvkit.server.asynchronous import AsyncHandler
 from srvkit.server.message import MessageHandler
 
 HandlerKind = Literal["blocking", "message", "async"]
@@ -22,6 +23,8 @@ def kind_of(handler: Any) -> HandlerKind:
     """Return what a handler needs of a concurrency model: messages, coroutines, or a place to block."""
     if isinstance(handler, type) and issubclass(handler, MessageHandler):
         return "message"
+    if isinstance(handler, type) and issubclass(handler, AsyncHandler):
+        return "async"
     if inspect.iscoroutinefunction(getattr(handler, "handle", None)):
         return "async"
     return "blocking"

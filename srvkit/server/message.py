@@ -36,16 +36,18 @@ class MessageHandler:
 
     framing: Framing = Raw()
     options: Any = None
+    link: Link
 
     def __init__(self, request: Any = None, client_address: Any = None, server: Any = None) -> None:
         self.request = request
         self.client_address = client_address
         self.server = server
         self.framing = self.framing.fresh()
-        self.link: Link = Outbox()
-        if isinstance(request, tuple):
+        if request is None:
+            self.link = Outbox()
+        elif isinstance(request, tuple):
             converse_datagram(self)
-        elif request is not None:
+        else:
             converse(self)
 
     @classmethod

@@ -6,13 +6,14 @@ What a connection is, is known here; what is said on it is the handler's busines
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from typing import Any, Self
 
-from srvkit.net.connection import Connection, TimedConnection, accept
+from srvkit.net.connection import Connection, TimedConnection, accept, unmapped
 from srvkit.net.listener import Listener
 from srvkit.server.base import BURST, BaseServer
 from srvkit.server.guard import Seats
+
+SHUT_WR = int(socket.SHUT_WR)
 
 
 class TCPServer(BaseServer):
@@ -33,6 +34,7 @@ class TCPServer(BaseServer):
     allow_reuse_port = False
 
     connection_class: type[Connection] | None = None  # what compose lets connections be
+    _plain_class: type[socket.socket] = socket.socket  # what they are where nothing else is said
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any, bind_and_activate: bool = True) -> None:
         """Open the socket. May be extended, do not override."""
@@ -111,7 +113,9 @@ class TCPServer(BaseServer):
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection: return its socket and the client's address. May be overridden."""
         if self.connection_class is None:
-            connection, client_address = self.socket.accept()
+            if type(self.socket) is socket.socket:
+                return accept(self.socket, self._plain_class)
+            connection, client_address = self.socket.accept()  # of a listener that wraps its connections
             return connection, client_address
         connection, client_address = accept(self.socket, self.connection_class)
         for listener in self._listeners:
@@ -124,13 +128,19 @@ class TCPServer(BaseServer):
                 self.limits.request_timeout,
                 self.limits.write_timeout,
             )
-        return connection, client_address
+        return connection, unmapped(client_address)
 
     def shutdown_request(self, request: Any) -> None:
         """Tell the client that nothing more will come, and close. May be extended."""
-        with suppress(OSError):  # the peer may have gone first
-            request.shutdown(socket.SHUT_WR)
-        super().shutdown_request(request)
+        try:
+            request.shutdown(SHUT_WR)
+        except OSError:
+            pass  # the peer has gone first
+        try:
+            self.close_request(request)
+        finally:
+            if self._seats is not None:
+                self.request_done(request)
 
     def close_request(self, request: Any) -> None:
         """Close the connection in this process. May be overridden."""
