@@ -18,24 +18,38 @@ from __future__ import annotations
 
 import os
 import socket
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from srvkit.concurrency.crew import BusyThreads as _Threads  # noqa: F401  (private, but programs use them)
 from srvkit.concurrency.crew import NoThreads as _NoThreads  # noqa: F401
 from srvkit.concurrency.pool import ThreadPoolMixIn
+from srvkit.concurrency.tasks import TaskMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.errors import ConfigError
 from srvkit.net.framing import Delimiter, FixedSize, Framing, LengthPrefix, Lines, Netstring, Raw
-from srvkit.plugins.hookspecs import hookimpl
-from srvkit.process.embed import serve
+from srvkit.server.asynchronous import AsyncHandler
 from srvkit.server.base import BaseServer
 from srvkit.server.datagram import UDPServer
 from srvkit.server.handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from srvkit.server.message import MessageHandler
 from srvkit.server.stream import TCPServer
 
+if TYPE_CHECKING:
+    from srvkit.concurrency.greenlets import GreenletMixIn
+    from srvkit.plugins.hookspecs import hookimpl
+    from srvkit.process.embed import serve
+
+_LATE = {
+    "GreenletMixIn": "srvkit.concurrency.greenlets",
+    "hookimpl": "srvkit.plugins.hookspecs",
+    "serve": "srvkit.process.embed",
+}
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncHandler",
     "BaseRequestHandler",
     "BaseServer",
     "ConfigError",
@@ -43,6 +57,7 @@ __all__ = [
     "Delimiter",
     "FixedSize",
     "Framing",
+    "GreenletMixIn",
     "LengthPrefix",
     "Lines",
     "MessageHandler",
@@ -50,6 +65,7 @@ __all__ = [
     "Raw",
     "StreamRequestHandler",
     "TCPServer",
+    "TaskMixIn",
     "ThreadPoolMixIn",
     "ThreadPoolTCPServer",
     "ThreadPoolUDPServer",
@@ -123,3 +139,11 @@ if hasattr(socket, "AF_UNIX"):
             """A child process for each datagram."""
 
         __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use what needs other packages: a program that only wants servers starts faster."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_LATE[name]), name)
+    return found

@@ -1,23 +1,36 @@
-"""A bounded number of threads; further requests stay in the kernel's queue."""
+"""A bounded number of threads.
+
+A message handler's connection waits in the serving loop and takes a thread only while there is something
+to handle; a handler that does its own input and output holds one while its connection lasts.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from time import monotonic
 from typing import Any
 
 from srvkit.concurrency.crew import Crew
+from srvkit.concurrency.links import EventLink, LinkKeeper
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
+from srvkit.net.readiness import READ, WRITE
 
 FULL = "the pool"
+BUSY_AGAIN = 1.0  # seconds until the limits of a connection at work are looked at again
 
 
-class ThreadPoolMixIn(ThreadingMixIn):
-    """Handle each request in one of at most `threads` threads; stands in front of a server class.
+class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
+    """Handle requests in at most `threads` threads; stands in front of a server class.
 
-    A request holds its thread until it is handled. While all are busy the server takes no further ones
-    (on servers of the standard library, which cannot do that, they wait for a thread here). Otherwise
-    as `ThreadingMixIn`.
+    Connections of message handlers wait in the loop, as many as `limits` allow, and get a thread for each
+    piece of work, their messages in order. Any other request holds its thread until it is handled; while
+    all are busy with such the server takes no further ones (on servers of the standard library, which
+    cannot do that, they wait for a thread here). Otherwise as `ThreadingMixIn`.
     """
 
     @dataclass(frozen=True)
@@ -38,6 +51,9 @@ class ThreadPoolMixIn(ThreadingMixIn):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a thread handle the request, and stop accepting when it was the last one free."""
+        if self._waits_in_loop(request):
+            self.finish_request(request, client_address)
+            return
         taken = self._taken
         taken[id(request)] = request
         try:
@@ -51,6 +67,26 @@ class ThreadPoolMixIn(ThreadingMixIn):
             if len(taken) < self.threads:  # one came free between the count and the pause
                 self.resume_accepting(FULL)
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Let a handler handle the request: here and now, or in the loop whenever something arrives."""
+        if self._waits_in_loop(request):
+            loop: Any = getattr(self, "_loop", None)
+            PooledLink(self, loop, request, client_address).begin()
+        else:
+            super().finish_request(request, client_address)
+
+    def run_in_thread(self, function: Callable[..., None], *args: Any) -> None:
+        """Run `function(*args)` in the next thread that is free."""
+        crew = self._crew
+        if crew is None or crew.retired:
+            crew = self._new_crew()
+        crew.run(function, *args)
+
+    def _waits_in_loop(self, request: Any) -> bool:
+        if getattr(self, "_loop", None) is None or isinstance(request, tuple):
+            return False  # handle_request(), a server of the standard library; a datagram is all there
+        return hasattr(self.RequestHandlerClass, "handle_message")
+
     @property
     def _taken(self) -> dict[int, Any]:
         taken: dict[int, Any] = vars(self).setdefault("_requests_in_pool", {})
@@ -59,3 +95,101 @@ class ThreadPoolMixIn(ThreadingMixIn):
     def _new_crew(self) -> Crew:
         self._most_threads = self.threads
         return super()._new_crew()
+
+
+class PooledLink(EventLink):
+    """A connection that waits in the loop and does its work in a thread, in one at a time.
+
+    It is either *armed*, known to the loop for one event, or *busy*, in the hands of one thread. The loop
+    makes it busy; the thread that has done all there was to do arms it again. What others send meanwhile
+    waits in `_outside`.
+    """
+
+    __slots__ = ("_busy", "_lock", "_outside", "_thread")
+
+    def begin(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = False
+        self._outside: deque[bytes] = deque()
+        self._thread = 0
+        super().begin()
+
+    def write(self, data: bytes) -> None:
+        if threading.get_ident() == self._thread and self._busy:
+            if not self.ended:
+                self._out.append(data)
+                self._flush()
+        else:
+            self._outside.append(data)
+            self._loop.call_soon(partial(self._dispatch, self._nothing))
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            if threading.get_ident() != self._thread or not self._busy:
+                self._loop.call_soon(partial(self._dispatch, self._nothing))
+
+    def end_if_idle(self) -> None:
+        if self._is_idle():
+            self._dispatch(self._last_words)
+
+    def look(self) -> None:
+        if self._busy:  # the limits are about what a peer does; how long a handler takes is its own affair
+            self._server.deadlines.put(self, monotonic() + BUSY_AGAIN)
+        else:
+            super().look()
+
+    def _start(self) -> None:
+        self._dispatch(self._greet)
+
+    def _enter(self, step: Callable[[], object]) -> None:
+        self._dispatch(step)
+
+    def _dispatch(self, step: Callable[[], object]) -> None:
+        """Have a thread take the step. One that is busy looks at everything before it arms the link again."""
+        with self._lock:
+            if self._busy or self.ended:
+                return
+            self._busy = True
+        self._server.run_in_thread(self._run, self._take, step)
+
+    def _take(self, step: Callable[[], object]) -> None:
+        self._thread = threading.get_ident()
+        self._attempt(step)
+        while not self.ended:
+            while self._outside:
+                self._transmit(self._outside.popleft())
+            self._attempt(self._settle)
+            if self._server.draining and self._is_idle():
+                self._attempt(self._last_words)
+                continue
+            with self._lock:
+                if not self.ended and not self._outside and not (self._work and not self._unsent):
+                    self._busy = False
+                    if self._unsent:
+                        self._wait_for(self._writable, WRITE)
+                    else:
+                        self._wait_for(self._readable, READ)
+                    return
+            if self._work is not None and not self._unsent:
+                self._attempt(self._go_on)
+
+    def _settle(self) -> None:
+        self._reading = True  # it is not armed while a thread has it
+        super()._settle()
+
+    def _wait_for(self, step: Callable[[], object], events: int) -> None:
+        if not self._busy:
+            self._loop.watch_once(self._request.fileno(), partial(self._dispatch, step), events)
+
+    def _say_last_words(self) -> None:
+        """Nothing: the thread does so before it arms the link again."""
+
+    def _go_on_later(self) -> None:
+        """Nothing: the thread goes on by itself."""
+
+    def _put_off(self) -> None:
+        self._loop.call_soon(super()._put_off)
+
+    def _nothing(self) -> None:
+        """Take no step of one's own, but see to what came from outside."""

@@ -6,9 +6,12 @@ of srvkit's own is one more line here.
 
 from __future__ import annotations
 
+from srvkit.concurrency.events import EventMixIn
 from srvkit.concurrency.forks import ForkingMixIn
+from srvkit.concurrency.greenlets import GreenletMixIn
 from srvkit.concurrency.pool import ThreadPoolMixIn
 from srvkit.concurrency.serial import SerialMixIn
+from srvkit.concurrency.tasks import TaskMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.net.framing import Delimiter, FixedSize, LengthPrefix, Lines, Netstring, Raw
 from srvkit.plugins.hookspecs import hookimpl
@@ -16,12 +19,15 @@ from srvkit.plugins.hookspecs import hookimpl
 
 @hookimpl
 def srvkit_concurrency() -> dict[str, type]:
-    """Offer the models that need nothing but the standard library."""
+    """Offer srvkit's models; those that need another package say so themselves."""
     return {
         "serial": SerialMixIn,
         "threading": ThreadingMixIn,
         "pool": ThreadPoolMixIn,
         "forking": ForkingMixIn,
+        "gevent": GreenletMixIn,
+        "event": EventMixIn,
+        "asyncio": TaskMixIn,
     }
 
 

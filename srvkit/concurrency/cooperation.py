@@ -1,0 +1,507 @@
+"""What greenlets need to share a thread: sockets that wait in gevent's hub, a loop that does, and an end.
+
+Imports gevent, and is imported only where it is used. Nothing of the standard library is patched: what
+else the process does, in this thread or in others, stays as it is. Knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import cache
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from gevent import GreenletExit, get_hub, getcurrent, sleep
+from gevent.event import Event
+from gevent.exceptions import ConcurrentObjectUseError
+from gevent.hub import Waiter
+from gevent.lock import Semaphore
+from greenlet import greenlet
+
+from srvkit.net.readiness import Readiness, Timer
+
+READING, WRITING = 1, 2  # gevent's numbers of what a watcher waits for
+# With each call: to the kernel the socket stays blocking. An int: flags of the enum cost 1 µs for each "|".
+DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+
+# The system calls themselves, without the look-ups of super() on the way to each.
+_recv, _recv_into, _send = socket.socket.recv, socket.socket.recv_into, socket.socket.send
+_close = socket.SocketType.close
+_family = socket.SocketType.family.__get__  # as plain numbers
+_type = socket.SocketType.type.__get__
+
+
+class CutOff(GreenletExit):  # type: ignore[misc]
+    """Thrown into a greenlet that has not ended after its connection was cut."""
+
+
+class Wait:
+    """Waiting for one descriptor in the hub, by one greenlet at a time.
+
+    The timer of a time limit is set once and put off when it comes too early, so that most waits cost no
+    more than noting until when.
+    """
+
+    __slots__ = ("_fires", "_hub", "_timer", "_until", "_waiter", "_watcher")
+
+    def __init__(self, fd: int, events: int) -> None:
+        self._hub = get_hub()
+        self._watcher = self._hub.loop.io(fd, events)
+        self._waiter: Any = None  # stands for the greenlet that waits
+        self._until: float | None = None
+        self._timer: Any = None
+        self._fires = 0.0
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Let others run until the descriptor is ready. Raises TimeoutError after `seconds`."""
+        if self._waiter is not None:
+            raise ConcurrentObjectUseError("another greenlet waits for this socket already")
+        if seconds is None:
+            self._until = None
+        else:
+            self._until = until = monotonic() + seconds
+            if self._timer is None or self._fires > until:
+                self._set_timer(seconds)
+        self._waiter = waiter = Waiter(self._hub)
+        self._watcher.start(waiter.switch, None)
+        try:
+            waiter.get()
+        finally:
+            self._watcher.stop()
+            self._waiter = None
+
+    def close(self) -> None:
+        """Release the watcher, before its descriptor is closed; whoever waits gets an OSError."""
+        if self._timer is not None:
+            self._drop_timer()
+        self._watcher.close()
+        if self._waiter is not None:
+            gone = OSError(errno.EBADF, "closed by another greenlet")
+            self._hub.loop.run_callback(self._waiter.throw, gone)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._drop_timer()
+        self._fires = monotonic() + seconds
+        self._timer = self._hub.loop.timer(seconds)
+        self._timer.start(self._fired)
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _fired(self) -> None:
+        self._drop_timer()
+        if self._waiter is not None and self._until is not None:
+            remaining = self._until - monotonic()
+            if remaining > 0:
+                self._set_timer(remaining)
+            else:
+                self._waiter.throw(TimeoutError("timed out"))
+
+
+class CooperativeSocket(socket.socket):
+    """A connection's socket that makes the greenlet wait which uses it, and not its thread.
+
+    Otherwise it is what it derives from; so are its timeouts. `receive_timeout` and `send_timeout`, in
+    seconds, bound each single wait where `settimeout` has not been called. For greenlets of one thread;
+    `shutdown` is safe from others.
+    """
+
+    receive_timeout: float | None = None
+    send_timeout: float | None = None
+    _own_timeout: float | None = None
+    _readable: Wait | None = None
+    _writable: Wait | None = None
+    _drained = False  # whether the last read took all there was
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> CooperativeSocket:
+        """Return a cooperative socket with the descriptor of a plain one, which is closed by that."""
+        timeout = sock.gettimeout()
+        made = cls(_family(sock), _type(sock), sock.proto, sock.detach())
+        if timeout is not None:
+            made.settimeout(timeout)
+        return made
+
+    @property
+    def runners(self) -> Runners:
+        """What a conversation on this socket is to use in the place of threads."""
+        return Runners()
+
+    # ---- reading
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        # After a read that took all there was, waiting comes first: it saves a call in vain, and the
+        # exception, for each message of a peer that waits for its answer (2 of 13 µs).
+        if self._drained and not flags and self._own_timeout != 0:
+            self._wait_readable()
+        while True:
+            try:
+                data = _recv(self, size, flags | DONT_WAIT)
+            except BlockingIOError:
+                if flags & DONT_WAIT or self._own_timeout == 0:
+                    raise
+            else:
+                self._drained = 0 < len(data) < size and self._readable is not None
+                return data
+            self._wait_readable()
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        if self._drained and not flags and self._own_timeout != 0:
+            self._wait_readable()
+        while True:
+            try:
+                count = _recv_into(self, buffer, size, flags | DONT_WAIT)
+            except BlockingIOError:
+                if flags & DONT_WAIT or self._own_timeout == 0:
+                    raise
+            else:
+                self._drained = 0 < count < (size or len(buffer)) and self._readable is not None
+                return count
+            self._wait_readable()
+
+    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+        return self._read(super().recvfrom, flags, size)  # type: ignore[no-any-return]
+
+    def recvfrom_into(self, buffer: Any, size: int = 0, flags: int = 0) -> tuple[int, Any]:
+        return self._read(super().recvfrom_into, flags, buffer, size)  # type: ignore[no-any-return]
+
+    def recvmsg(self, size: int, ancillary_size: int = 0, flags: int = 0) -> Any:
+        return self._read(super().recvmsg, flags, size, ancillary_size)
+
+    def recvmsg_into(self, buffers: Any, ancillary_size: int = 0, flags: int = 0) -> Any:
+        return self._read(super().recvmsg_into, flags, buffers, ancillary_size)
+
+    def _read(self, call: Callable[..., Any], flags: int, *arguments: Any) -> Any:
+        while True:
+            try:
+                return call(*arguments, flags | DONT_WAIT)
+            except BlockingIOError:
+                if flags & DONT_WAIT or self._own_timeout == 0:
+                    raise
+            self._wait_readable()
+
+    def _wait_readable(self) -> None:
+        if self._readable is None:
+            self._readable = Wait(self.fileno(), READING)
+        timeout = self._own_timeout
+        self._readable.wait(self.receive_timeout if timeout is None else timeout)
+
+    # ---- writing
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        while True:
+            try:
+                return _send(self, data, flags | DONT_WAIT)
+            except BlockingIOError:
+                if flags & DONT_WAIT or self._own_timeout == 0:
+                    raise
+            self._wait_writable(self._own_timeout)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        try:
+            sent = _send(self, data, flags | DONT_WAIT)
+        except BlockingIOError:
+            if flags & DONT_WAIT or self._own_timeout == 0:
+                raise
+            sent = 0
+        if type(data) is bytes and sent == len(data):
+            return
+        with memoryview(data) as view:
+            if sent < view.nbytes:
+                with view.cast("B") as rest:
+                    self._send_the_rest(rest, sent, flags)
+
+    def _send_the_rest(self, data: memoryview, sent: int, flags: int) -> None:
+        # A timeout of the socket is for the call as a whole, send_timeout for no progress.
+        timeout = self._own_timeout
+        deadline = monotonic() + timeout if timeout else 0.0
+        while sent < len(data):
+            if not flags & DONT_WAIT and timeout != 0:
+                self._wait_writable(max(0.0, deadline - monotonic()) if timeout else None)
+            try:
+                sent += _send(self, data[sent:], flags | DONT_WAIT)
+            except BlockingIOError:
+                if flags & DONT_WAIT or timeout == 0:
+                    raise
+
+    def sendmsg(self, buffers: Any, ancillary: Any = (), flags: int = 0, address: Any = None) -> int:
+        return self._write_as_one(
+            super().sendmsg, flags, (buffers, ancillary), () if address is None else (address,)
+        )
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
+        return self._write_as_one(super().sendto, flags, (data,), flags_and_address[-1:])
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        # Not sendfile(2), which would wait by itself.
+        return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined, no-any-return]
+
+    def _write_as_one(
+        self, call: Callable[..., int], flags: int, before: tuple[Any, ...], after: tuple[Any, ...]
+    ) -> int:
+        while True:
+            try:
+                return call(*before, flags | DONT_WAIT, *after)
+            except BlockingIOError:
+                if flags & DONT_WAIT or self._own_timeout == 0:
+                    raise
+            self._wait_writable(self._own_timeout)
+
+    def _wait_writable(self, timeout: float | None) -> None:
+        if self._writable is None:
+            self._writable = Wait(self.fileno(), WRITING)
+        self._writable.wait(self.send_timeout if timeout is None else timeout)
+
+    # ---- timeouts, which the kernel does not hear of, and the end
+
+    def settimeout(self, value: float | None) -> None:
+        if value is not None and value < 0:
+            raise ValueError("Timeout value out of range")
+        self._own_timeout = value
+
+    def gettimeout(self) -> float | None:
+        return self._own_timeout
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def getblocking(self) -> bool:
+        return self.gettimeout() != 0
+
+    timeout = property(gettimeout)
+
+    def detach(self) -> int:
+        self._stop_waiting()
+        return super().detach()
+
+    def _real_close(self) -> None:
+        # Where the last of the socket and its files is closed; ssl.SSLSocket overrides the same.
+        self._stop_waiting()
+        _close(self)
+
+    def _stop_waiting(self) -> None:
+        if self._readable is not None:
+            self._readable.close()
+            self._readable = None
+        if self._writable is not None:
+            self._writable.close()
+            self._writable = None
+
+
+@cache
+def cooperative(connection_class: type[socket.socket]) -> type[socket.socket]:
+    """Return this class of connections made cooperative."""
+    if issubclass(CooperativeSocket, connection_class) or issubclass(connection_class, CooperativeSocket):
+        return max(connection_class, CooperativeSocket, key=lambda one: len(one.__mro__))
+    return type(f"Cooperative{connection_class.__name__}", (connection_class, CooperativeSocket), {})
+
+
+class AnsweringSocket:
+    """The listening socket as the handler of a datagram gets it: a full buffer makes its greenlet wait."""
+
+    def __init__(self, sock: Any) -> None:
+        self._socket = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
+        while True:
+            try:
+                sent: int = self._socket.sendto(data, flags | DONT_WAIT, flags_and_address[-1])
+                return sent
+            except BlockingIOError:
+                if flags & DONT_WAIT:
+                    raise
+            wait = Wait(self._socket.fileno(), WRITING)  # one each: others may wait for the same socket
+            try:
+                wait.wait()
+            finally:
+                wait.close()
+
+
+class Runners:
+    """Greenlets of one thread, to those who share a connection."""
+
+    __slots__ = ("_calls", "_hub", "lock")
+
+    current = staticmethod(getcurrent)
+
+    def __init__(self) -> None:
+        self._hub = get_hub()
+        self._calls: deque[Callable[[], object]] = deque()  # of other threads, which never wait for this one
+        self.lock: AbstractContextManager[Any] = Semaphore(1)
+
+    def run(self, call: Callable[[], object]) -> None:
+        if getcurrent().parent is self._hub:
+            call()
+            return
+        self._calls.append(call)
+        loop = self._hub.loop
+        if loop is not None:
+            with suppress(ValueError):  # destroyed since: the server has ended
+                loop.run_callback_threadsafe(self._begin_calls)
+
+    def finish(self) -> None:
+        self._make_calls()
+        with self.lock:
+            pass
+
+    def _begin_calls(self) -> None:
+        greenlet(self._make_calls, self._hub).switch()
+
+    def _make_calls(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+
+
+class HubLoop(Readiness):
+    """A loop that waits in the hub of the thread that makes it, where greenlets run meanwhile.
+
+    What it watches is an epoll (kqueue) of its own, whose descriptor is all that the hub has to watch.
+    Callbacks run in the greenlet that calls `wait`; other greenlets of its thread may set them, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._poll: Any = _PollInHub(self._poll)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = super().call_later(seconds, callback)
+        self.wake()
+        return timer
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        super().call_soon(callback)
+        self.wake()
+
+
+class _PollInHub:
+    """An epoll whose `poll` makes a greenlet wait."""
+
+    def __init__(self, poll: Any) -> None:
+        self._poll = poll
+        self._ready = Wait(poll.fileno(), READING)
+        self.register, self.modify, self.unregister = poll.register, poll.modify, poll.unregister
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        if timeout == 0:
+            sleep(0)
+        else:
+            try:
+                self._ready.wait(timeout)
+            except TimeoutError:
+                pass
+        events: list[tuple[int, int]] = self._poll.poll(0)
+        return events
+
+    def close(self) -> None:
+        self._ready.close()
+        self._poll.close()
+
+
+class Greenlets:
+    """The greenlets at work for one server, each in a fresh context.
+
+    A context manager: what is left at its end gets `grace` seconds to finish, and is then killed. What a
+    greenlet lets escape ends the server: `failed` is called, and it is raised where the context ends.
+    """
+
+    def __init__(self, grace: float, failed: Callable[[], object]) -> None:
+        self._grace = grace
+        self._failed = failed
+        self._error: BaseException | None = None
+        self._hub = get_hub()
+        self._schedule = self._hub.loop.run_callback
+        self._at_work: set[greenlet] = set()
+        self._over = Event()
+
+    def __enter__(self) -> Greenlets:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.join(self._grace)
+        if self._at_work:
+            self.kill()
+            self._wait(self._grace)
+        if error is None and self._error is not None:
+            raise self._error
+
+    def __len__(self) -> int:
+        return len(self._at_work)
+
+    def spawn(self, handle: Callable[[Any, Any], object], request: Any, client_address: Any) -> None:
+        """Have `handle(request, client_address)` run in a greenlet, soon."""
+        # Not gevent.Greenlet, which is ten times the work and copies the context of its maker. Nor are
+        # greenlets kept for the next request, which would save an eighth of a short connection (a new one
+        # maps and unmaps memory for its frames): whoever noted one, to kill it or in a gevent.Timeout that
+        # was not cancelled, would hit the request of somebody else.
+        one = greenlet(self._run, self._hub)
+        self._at_work.add(one)
+        self._schedule(one.switch, handle, request, client_address)
+
+    def kill(self) -> None:
+        """Throw `CutOff` into all of them; from the thread they run in."""
+        for one in self._at_work:
+            self._schedule(one.throw, CutOff)
+
+    @staticmethod
+    def was_cut(error: BaseException | None) -> bool:
+        """Tell whether this is what `kill` threw, or was made of that."""
+        return isinstance(error, CutOff) or isinstance(getattr(error, "__cause__", None), CutOff)
+
+    cooperative_socket = CooperativeSocket.of
+    answering_socket = AnsweringSocket
+
+    def join(self, seconds: float | None = None) -> None:
+        """Let them run until none is left or one has failed, at most `seconds`."""
+        if self._error is None:
+            self._wait(seconds)
+
+    def _wait(self, seconds: float | None) -> None:
+        self._over.clear()
+        if self._at_work:
+            self._over.wait(seconds)
+
+    def _run(self, handle: Callable[[Any, Any], object], request: Any, client_address: Any) -> None:
+        try:
+            handle(request, client_address)
+        except GreenletExit:
+            pass  # how greenlets are ended
+        except BaseException as error:
+            self._error = self._error or error
+            self._over.set()
+            self._failed()
+        finally:
+            self._at_work.discard(getcurrent())
+            if not self._at_work:
+                self._over.set()
+
+
+class HubOfThread:
+    """The hub of this thread while a server runs in it; one that was made for that is released at the end."""
+
+    def __enter__(self) -> None:
+        self._hub = hub = get_hub()
+        self._is_ours = not hub and not hub.main_hub  # not running yet: nobody had a use for it
+        self._silent = hub.NOT_ERROR
+        # Ctrl-C goes to whoever called serve_forever, and is to be seen there only.
+        hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
+
+    def __exit__(self, *_: object) -> None:
+        self._hub.NOT_ERROR = self._silent
+        if self._is_ours:
+            self._hub.destroy()

@@ -1,0 +1,36 @@
+"""One thread for all connections: message handlers, driven by readiness.
+
+The mixin puts each accepted connection into the serving loop, as an `EventLink`; handlers run in the
+loop's thread and must not block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from srvkit.concurrency.links import EventLink, LinkKeeper
+
+
+class EventMixIn(LinkKeeper):
+    """Handle every connection in the loop's own thread; stands in front of a server class.
+
+    For message handlers only. A handler that blocks, blocks all: this is for work that is quick. Datagrams
+    are handled one after the other, and so is the connection of `handle_request`, which has no loop.
+    """
+
+    handler_kinds = frozenset({"message"})
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Add the connection to the loop; a datagram is handled at once."""
+        if getattr(self, "_loop", None) is None or isinstance(request, tuple):
+            super().process_request(request, client_address)
+        else:
+            self.finish_request(request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Let a handler handle the connection, from now on whenever something arrives."""
+        loop = getattr(self, "_loop", None)
+        if loop is None or isinstance(request, tuple):
+            super().finish_request(request, client_address)
+        else:
+            EventLink(self, loop, request, client_address).begin()

@@ -1,0 +1,520 @@
+"""A connection that lives in a readiness loop: read, cut, handle, answer, without ever waiting.
+
+What arrives is handled at once; what the peer does not take waits here, and as long as it does nothing
+more is read from that peer. Handlers are known by their callbacks, servers by their steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from srvkit.contracts import Steps
+from srvkit.errors import EscapedError, FrameError
+from srvkit.net.address import display
+from srvkit.net.connection import (
+    BAD_MESSAGE,
+    CLOSED,
+    EOF,
+    ERROR,
+    FIRST_BYTE_TIMEOUT,
+    IDLE_TIMEOUT,
+    REQUEST_TIMEOUT,
+    RESET,
+    STOPPED,
+    TRUNCATED,
+    WRITE_TIMEOUT,
+    Connection,
+)
+from srvkit.net.framing import hand_over
+from srvkit.net.readiness import READ, WRITE, Readiness, Timer
+
+log = logging.getLogger("srvkit.server")
+
+CHUNK = 65536  # bytes of one read
+HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further message is handled
+GRANULARITY = 0.05  # seconds by which a timeout may come late
+DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)  # with each call: sockets need not be made non-blocking
+ASK: Any = object()  # stands for a reply that is not known yet
+
+
+class Deadlines:
+    """Which links are to be looked at when: sets of them, by moments that are `GRANULARITY` apart.
+
+    A link whose deadline moves further away stays where it is, and is put off when its moment comes; so a
+    message costs no more than noting the time.
+    """
+
+    def __init__(self, loop: Readiness) -> None:
+        self._loop = loop
+        self._moments: dict[int, tuple[set[EventLink], Timer]] = {}
+
+    def put(self, link: EventLink, due: float) -> None:
+        """Have `link.look()` called at `due`, and no longer when it was to be called before."""
+        self.remove(link)
+        moment = int(due / GRANULARITY) + 1
+        entry = self._moments.get(moment)
+        if entry is None:
+            timer = self._loop.call_later(moment * GRANULARITY - monotonic(), partial(self._look, moment))
+            entry = self._moments[moment] = (set(), timer)
+        entry[0].add(link)
+        link.moment = moment
+
+    def remove(self, link: EventLink) -> None:
+        """Leave `link` alone."""
+        moment, link.moment = link.moment, 0
+        entry = self._moments.get(moment)
+        if entry is not None:
+            entry[0].discard(link)
+            if not entry[0]:
+                entry[1].cancel()
+                del self._moments[moment]
+
+    def _look(self, moment: int) -> None:
+        links, _ = self._moments.pop(moment)
+        for link in links:
+            link.moment = 0
+            link.look()
+
+
+class LinkKeeper(Steps):
+    """A mixin's part that keeps the links of its server, for models whose connections live in the loop."""
+
+    deadlines: Deadlines
+    links: dict[EventLink, None]
+
+    def loop_begins(self, loop: Any) -> None:
+        """Begin without connections. May be extended."""
+        super().loop_begins(loop)
+        self.deadlines = Deadlines(loop)
+        self.links = {}
+
+    def begin_drain(self) -> None:
+        """Drain; connections that are idle between two messages end at once."""
+        super().begin_drain()
+        loop = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.call_soon(self._end_idle)
+
+    def _end_idle(self) -> None:
+        for link in list(self.links):
+            link.end_if_idle()
+
+
+class EventLink:
+    """One connection of a loop: its handler, what is on the way to its peer, and its deadlines."""
+
+    __slots__ = (
+        "_began",
+        "_client_address",
+        "_ending",
+        "_handler",
+        "_last",
+        "_limits",
+        "_loop",
+        "_out",
+        "_reading",
+        "_request",
+        "_run",
+        "_server",
+        "_unsent",
+        "_work",
+        "bytes_in",
+        "bytes_out",
+        "closing",
+        "ended",
+        "moment",
+    )
+
+    def __init__(self, server: Any, loop: Readiness, request: Any, client_address: Any) -> None:
+        self._server = server
+        self._loop = loop
+        self._request = request
+        self._client_address = client_address
+        self._limits = getattr(server, "limits", None)
+        self._handler: Any = None
+        self._run = Context().run  # each connection has a context of its own
+        self._out: list[bytes] = []  # replies of the messages of one read: they leave in one write
+        self._unsent: bytearray | None = None  # what the peer has not taken yet
+        self._work: Iterator[None] | None = None  # messages that wait until it has
+        self._reading = True
+        self._ending = ""  # the outcome, once the connection is to end as soon as all is sent
+        self._last = loop.now  # when something came in or went out
+        self._began = 0.0  # when the first byte came of a message that is not complete yet
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.closing = False
+        self.ended = False
+        self.moment = 0
+
+    # ---- for the handler
+
+    def write(self, data: bytes) -> None:
+        if threading.get_ident() != self._server._loop_thread:
+            self._loop.call_soon(partial(self._enter, partial(self._transmit, data)))
+        elif not self.ended:
+            self._out.append(data)
+            self._flush()
+            if self._unsent or self._ending:
+                # Perhaps it was the handler of another connection that called: nobody else would see to it.
+                self._loop.call_soon(partial(self._enter, self._settle))
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            self._loop.call_soon(partial(self._enter, self._settle))
+
+    # ---- for the mixin
+
+    def begin(self) -> None:
+        """Build the handler, let it greet, and wait for what comes."""
+        self._handler = handler = self._server.RequestHandlerClass(None, self._client_address, self._server)
+        handler.request = self._request
+        handler.link = self
+        self._server.links[self] = None
+        if self._limits is not None:
+            self._put_off()
+        self._start()
+
+    def _start(self) -> None:
+        self._wait_for(self._readable, READ)
+        self._enter(self._greet)
+
+    def _wait_for(self, step: Callable[[], object], events: int) -> None:
+        self._loop.watch(self._request.fileno(), partial(self._run, step), events)
+
+    def end_if_idle(self) -> None:
+        """End the connection unless a message is at hand; the server stops."""
+        if self._is_idle():
+            self._enter(self._last_words)
+
+    def cut(self) -> None:
+        """End the connection at once; the server stops and waits no longer."""
+        self._enter(partial(self._end, STOPPED))
+
+    def leave_behind(self) -> None:
+        """End the connection, whatever its handler does."""
+        self._end(STOPPED)
+
+    def look(self) -> None:
+        """End the connection if a limit has passed, else have it looked at again when one may have."""
+        due, outcome = self._due()
+        if due > monotonic():
+            self._server.deadlines.put(self, due)
+        elif due:
+            self._enter(partial(self._lose, outcome))
+
+    def _enter(self, step: Callable[[], object]) -> None:
+        """Take a step that no event of the socket brought, in the connection's own context."""
+        if not self.ended:
+            self._run(self._attempt, step)
+            if not self.ended:
+                self._run(self._attempt, self._settle)
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except BaseException as error:
+            self._failed(error)
+
+    # ---- what happens
+
+    def _readable(self) -> bool:
+        """Read once and handle what came; return False where nothing did."""
+        try:
+            data = self._request.recv(CHUNK, DONT_WAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._lose(RESET)
+            return True
+        if not data:
+            self._peer_ended()
+            return True
+        self._last = self._loop.now
+        self.bytes_in += len(data)
+        try:
+            handler = self._handler
+            framing = handler.framing
+            try:
+                messages = framing.feed(data)
+            except FrameError as error:
+                self._begin_work(self._batch(framing, error.messages, data, error))
+                return True
+            # The usual case, short: each message has one reply or none, and the peer takes them at once.
+            size = 0
+            for index, message in enumerate(messages):
+                reply = handler.handle_message(message)
+                usual = type(reply) is bytes or reply is None
+                if not usual or handler.framing is not framing or self.closing or size > HIGH_WATER:
+                    self._begin_work(self._batch(framing, messages[index:], data, None, reply))
+                    return True
+                if reply is not None:
+                    self._out.append(framing.encode(reply))
+                    size += len(reply)
+            self._flush()
+            if self._unsent or self.closing or framing.held or self._began:
+                self._settle()
+        except BaseException as error:
+            self._failed(error)
+        return True
+
+    def _writable(self) -> None:
+        assert self._unsent is not None
+        try:
+            sent = self._request.send(self._unsent, DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lose(RESET)
+            return
+        self._last = self._loop.now
+        self.bytes_out += sent
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._unsent = None
+            self._attempt(self._go_on)
+
+    def _greet(self) -> None:
+        greeting = self._handler.connected()
+        if greeting is not None:
+            self._begin_work(self._deliver(greeting))
+
+    # ---- handling messages
+
+    def _begin_work(self, work: Iterator[None]) -> None:
+        self._work = work
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Handle messages until they are done or the peer must take something first."""
+        if self._work is not None:
+            try:
+                next(self._work)
+            except StopIteration:
+                self._work = None
+        self._flush()
+        self._settle()
+
+    def _go_on_later(self) -> None:
+        self._loop.call_soon(partial(self._enter, self._go_on))
+
+    def _batch(
+        self,
+        framing: Any,
+        messages: list[bytes],
+        data: bytes,
+        fault: FrameError | None = None,
+        reply: Any = ASK,
+    ) -> Iterator[None]:
+        """Handle messages; yields where the peer must first take what was written."""
+        handler = self._handler
+        size = 0
+        while True:
+            for index, message in enumerate(messages):
+                if reply is ASK:
+                    reply = handler.handle_message(message)
+                if type(reply) is bytes:
+                    self._out.append(handler.framing.encode(reply))
+                    size += len(reply)
+                    if size >= HIGH_WATER:
+                        self._flush()
+                        size = 0
+                elif reply is not None:
+                    yield from self._deliver(reply)
+                reply = ASK
+                if self.closing or self._ending:
+                    return
+                if self._unsent and len(self._unsent) >= HIGH_WATER:
+                    yield
+                if handler.framing is not framing:
+                    data = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    break
+            else:
+                if fault is not None:
+                    self._log(f"{BAD_MESSAGE}: {fault}")
+                    self._ending = BAD_MESSAGE
+                return
+            if not data:
+                return
+            framing, fault = handler.framing, None
+            try:
+                messages = framing.feed(data)
+            except FrameError as error:
+                messages, fault = error.messages, error
+
+    def _deliver(self, reply: Any) -> Iterator[None]:
+        if isinstance(reply, (bytes, bytearray, memoryview)):
+            self._out.append(self._handler.framing.encode(reply))
+            return
+        if isinstance(reply, str):
+            raise TypeError(f"{type(self._handler).__name__} replied with a str; replies are bytes")
+        for part in reply:
+            self._out.append(self._handler.framing.encode(part))
+            if len(self._out) >= 64 or not isinstance(reply, (list, tuple)):
+                self._flush()
+                if self._unsent:
+                    yield
+            if self.closing or self._ending:
+                return
+
+    def _flush(self) -> None:
+        out = self._out
+        if out:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            self._transmit(data)
+
+    def _transmit(self, data: bytes) -> None:
+        if self._unsent:
+            self._unsent += data
+            return
+        if self._ending == RESET:
+            return
+        try:
+            sent = self._request.send(data, DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._ending = self._ending or RESET
+            return
+        self.bytes_out += sent
+        if sent < len(data):
+            self._unsent = bytearray(memoryview(data)[sent:])
+
+    # ---- after each step
+
+    def _settle(self) -> None:
+        """Wait for what comes next: the peer to read, the peer to write, or nothing any more."""
+        if self.ended:
+            return
+        if self._ending == RESET:
+            self._lose(RESET)
+            return
+        if self._unsent:
+            if self._reading:
+                self._reading = False
+                self._wait_for(self._writable, WRITE)
+                self._put_off()
+            return
+        if self._work is not None:
+            self._go_on_later()
+            return
+        if self.closing or self._ending:
+            self._end(self._ending or CLOSED)
+            return
+        if not self._reading:
+            self._reading = True
+            self._wait_for(self._readable, READ)
+            self._put_off()
+        if not self._handler.framing.buffered:
+            self._began = 0.0
+            if self._server.draining:
+                self._say_last_words()
+        elif not self._began:
+            self._began = self._last
+            if self._limits is not None and self._limits.request_timeout:
+                self._put_off()
+
+    def _say_last_words(self) -> None:
+        self._loop.call_soon(self.end_if_idle)
+
+    def _last_words(self) -> None:
+        """Answer what has arrived, and end the connection when nothing more has; the server stops."""
+        if self._is_idle() and not self._readable():
+            self._end(STOPPED)
+
+    def _is_idle(self) -> bool:
+        return not (self.ended or self._unsent or self._work or self._handler.framing.buffered)
+
+    def _put_off(self) -> None:
+        """Have the limits looked at when the next one may have passed; no more once the end has come."""
+        due = 0.0 if self.ended else self._due()[0]
+        if due:
+            self._server.deadlines.put(self, due)
+        elif self.moment:
+            self._server.deadlines.remove(self)
+
+    def _due(self) -> tuple[float, str]:
+        """Return when a limit will have passed if nothing happens, and what that means; 0 for never."""
+        limits = self._limits
+        if limits is None:
+            return 0.0, ""
+        if self._unsent:
+            return (self._last + limits.write_timeout, WRITE_TIMEOUT) if limits.write_timeout else (0.0, "")
+        seconds, outcome = limits.idle_timeout, IDLE_TIMEOUT
+        if not self.bytes_in:
+            seconds, outcome = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
+        due = self._last + seconds if seconds else 0.0
+        if self._began and limits.request_timeout:
+            absolute = self._began + limits.request_timeout
+            if not due or absolute < due:
+                return absolute, REQUEST_TIMEOUT
+        return due, outcome
+
+    # ---- ends
+
+    def _peer_ended(self) -> None:
+        if self._server.draining:
+            self._end(STOPPED)
+            return
+        try:
+            self._handler.framing.eof()
+        except FrameError as error:
+            self._log(f"{TRUNCATED}: {error}")
+            self._end(TRUNCATED)
+        else:
+            self._end(EOF)
+
+    def _lose(self, outcome: str) -> None:
+        self._log(outcome)
+        self._end(outcome)
+
+    def _failed(self, error: BaseException) -> None:
+        """The handler raised: report it, and end the connection once earlier replies are out."""
+        server = self._server
+        self._work = None
+        self._flush()
+        self._ending = self._ending or ERROR
+        try:
+            if server.contain_exit and not isinstance(error, Exception):
+                raise EscapedError(f"the handler raised {type(error).__name__}") from error
+            raise error
+        except Exception:
+            server.handle_error(self._request, self._client_address)
+            self._settle()
+        except BaseException:
+            self._end(ERROR)
+            raise
+
+    def _end(self, outcome: str) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        server = self._server
+        self._loop.forget(self._request.fileno())
+        self._put_off()
+        server.links.pop(self, None)
+        self._work = self._unsent = None
+        if isinstance(self._request, Connection):
+            self._request.outcome = outcome
+            self._request.bytes_in = self.bytes_in
+            self._request.bytes_out = self.bytes_out
+        try:
+            self._handler.disconnected(outcome)
+        except Exception:
+            server.handle_error(self._request, self._client_address)
+        finally:
+            # handler.link and this would otherwise keep each other until the garbage collector comes by.
+            self._handler = None
+            server.shutdown_request(self._request)
+
+    def _log(self, what: str) -> None:
+        name = self._server.name or type(self._server).__name__
+        log.info("%s: %s ended: %s", name, display(self._client_address), what)
