@@ -1,4 +1,4 @@
-/* A load generator for echo servers: one thread, epoll, a fixed number of operations.
+/* A load generator for line echo servers: one thread, epoll, a fixed number of operations.
  *
  * Every client is a closed loop: it sends a batch of messages, waits for exactly these bytes to come
  * back, and sends the next. An operation is one message. Every byte of every reply is compared. A
@@ -6,6 +6,7 @@
  * back within a second are counted.
  *
  * usage: load tcp|udp HOST PORT CLIENTS OPERATIONS [SIZE [BATCH [keep|close]]]
+ *        load idle HOST PORT CLIENTS
  *
  *   SIZE   bytes of a message, its newline included      (64)
  *   BATCH  messages per write                            (1)
@@ -14,6 +15,10 @@
  *
  * prints one line of JSON: operations, lost, seconds, and percentiles of the time from the start of a
  * batch (with "close": from before connect) to the last byte of its echo, in microseconds.
+ *
+ * "idle" opens the connections, has one line echoed on each, so that the server has met every one of
+ * them, prints a line of JSON, and holds them open until its standard input ends; it then prints how many
+ * the server has closed meanwhile.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -31,9 +36,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SEQUENCE = 14, MIN_SIZE = SEQUENCE + 2, EVENTS = 256, RECEIVE = 256 * 1024 };
+enum { SEQUENCE = 14, MIN_SIZE = SEQUENCE + 2, EVENTS = 256, RECEIVE = 256 * 1024, AT_ONCE = 128 };
 static const double DATAGRAM_LOST = 1.0;  /* seconds */
-static const double STALLED = 30.0;       /* seconds without a single reply: something hangs */
+static const double STALLED = 10.0;       /* seconds without a single reply: something hangs */
 
 struct client {
     int fd;
@@ -44,10 +49,11 @@ struct client {
     char *batch;      /* the bytes that are sent, and that must come back */
 };
 
-static int datagrams, reconnect, epoll;
+static int datagrams, reconnect, holding, epoll;
 static size_t size = 64, batch = 1, length;
 static struct sockaddr_in server;
 static struct client *clients;
+static int client_count;
 static long operations, issued, finished, lost, late;
 static unsigned long long sequence;
 static double *latencies;
@@ -127,6 +133,11 @@ static void start(struct client *c) {
 static void finish(struct client *c, double when) {
     latencies[latency_count++] = when - c->started;
     finished += (long)batch;
+    if (holding) {
+        c->started = 0; /* stays open; the next one takes its turn */
+        if (issued < operations) start(&clients[issued]);
+        return;
+    }
     if (reconnect) {
         close(c->fd);
         c->fd = -1;
@@ -203,7 +214,8 @@ static void run(int count) {
     struct epoll_event events[EVENTS];
     double progress = now(), expired = progress;
     long before = 0;
-    for (int i = 0; i < count; i++) start(&clients[i]);
+    int at_once = holding && count > AT_ONCE ? AT_ONCE : count; /* no more than the kernel queues */
+    for (int i = 0; i < at_once; i++) start(&clients[i]);
     while (finished < operations) {
         int n = epoll_wait(epoll, events, EVENTS, 100);
         if (n < 0 && errno != EINTR) fail("epoll_wait: %s", strerror(errno));
@@ -228,19 +240,33 @@ static void run(int count) {
     }
 }
 
+/* Keep the connections until nobody wants them any more; tell how many the server has closed. */
+static void hold(void) {
+    char byte;
+    int closed = 0;
+    printf("{\"open\": %d}\n", client_count);
+    fflush(stdout);
+    while (read(STDIN_FILENO, &byte, 1) > 0) {}
+    for (int i = 0; i < client_count; i++)
+        closed += recv(clients[i].fd, &byte, 1, MSG_DONTWAIT) >= 0 || errno != EAGAIN;
+    printf("{\"closed\": %d}\n", closed);
+}
+
 int main(int argc, char **argv) {
-    if (argc < 6) {
-        fputs("usage: load tcp|udp HOST PORT CLIENTS OPERATIONS [SIZE [BATCH [keep|close]]]\n", stderr);
+    datagrams = argc > 1 && !strcmp(argv[1], "udp");
+    holding = argc > 1 && !strcmp(argv[1], "idle");
+    if (argc < (holding ? 5 : 6)) {
+        fputs("usage: load tcp|udp HOST PORT CLIENTS OPERATIONS [SIZE [BATCH [keep|close]]]\n"
+              "       load idle HOST PORT CLIENTS\n", stderr);
         return 2;
     }
-    datagrams = !strcmp(argv[1], "udp");
     server.sin_family = AF_INET;
     server.sin_port = htons((uint16_t)atoi(argv[3]));
-    int count = atoi(argv[4]);
-    operations = atol(argv[5]);
+    int count = client_count = atoi(argv[4]);
+    operations = holding ? count : atol(argv[5]);
     if (argc > 6) size = (size_t)atol(argv[6]);
     if (argc > 7) batch = (size_t)atol(argv[7]);
-    reconnect = argc > 8 ? !strcmp(argv[8], "close") : !datagrams;
+    reconnect = argc > 8 ? !strcmp(argv[8], "close") : !datagrams && !holding;
     length = size * batch;
     if (inet_pton(AF_INET, argv[2], &server.sin_addr) != 1) fail("%s is no IPv4 address", argv[2]);
     if (count < 1 || count > 60000) fail("the number of clients is between 1 and 60000");
@@ -258,8 +284,12 @@ int main(int argc, char **argv) {
     double began = now();
     run(count);
     double seconds = now() - began;
+    if (holding) {
+        hold();
+        return 0;
+    }
     qsort(latencies, latency_count, sizeof *latencies, compare);
-    printf("{\"operations\": %ld, \"lost\": %ld, \"late\": %ld, \"seconds\": %.6f, \"p50\": %.1f, \"p99\": %.1f}\n",
-           finished, lost, late, seconds, percentile(0.50), percentile(0.99));
+    printf("{\"operations\": %ld, \"lost\": %ld, \"late\": %ld, \"seconds\": %.6f, \"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}\n",
+           finished, lost, late, seconds, percentile(0.50), percentile(0.99), percentile(1));
     return 0;
 }
