@@ -271,7 +271,9 @@ def django_live_server() -> None:
         def _close_connections(self) -> None:
             steps.append(("_close_connections", threading.get_ident()))
             super()._close_connections()
+            closed.set()
 
+    closed = threading.Event()
     live = LiveServerThread("127.0.0.1", lambda app: app, {})
     live.server_class = Watched
     live.daemon = True
@@ -279,6 +281,7 @@ def django_live_server() -> None:
     assert live.is_ready.wait(PATIENCE)
     assert live.error is None
     assert fetch(live.port) == b"hello"
+    assert closed.wait(PATIENCE)  # its threads are daemons: terminate() does not wait for them
     live.terminate()
     assert not live.is_alive()
     (first, serving), (last, closing) = steps
@@ -394,6 +397,70 @@ def sshtunnel() -> None:
         path = f"{folder}/s"
         with served(sshtunnel._ThreadingStreamForwardServer(path, Forward, logger=quiet)):
             assert talk(path, family=socket.AF_UNIX) == b"HELLO\n"
+
+
+def stream_echo(library: Any) -> Any:
+    class Echo(library.StreamRequestHandler):  # type: ignore[misc]
+        def handle(self) -> None:
+            for line in self.rfile:
+                self.wfile.write(line)
+
+    return Echo
+
+
+def base_echo(library: Any) -> Any:
+    class Echo(library.BaseRequestHandler):  # type: ignore[misc]
+        def handle(self) -> None:
+            while data := self.request.recv(1024):
+                self.request.sendall(data)
+
+    return Echo
+
+
+def datagram_echo(library: Any) -> Any:
+    class Echo(library.DatagramRequestHandler):  # type: ignore[misc]
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.read())
+
+    return Echo
+
+
+def message_echo(library: Any) -> Any:
+    class Echo(library.MessageHandler):  # type: ignore[misc]
+        framing = library.Lines()
+
+        def handle_message(self, message: bytes) -> bytes:
+            return message
+
+    return Echo
+
+
+def talk_by_datagram(address: Any, family: int) -> bytes:
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        if family == socket.AF_UNIX:
+            Path("client").unlink(missing_ok=True)
+            client.bind("client")
+        client.connect(address)
+        client.send(b"hello\n")
+        return client.recv(1024)
+
+
+def echo(of_server: str, of_handler: str, server_name: str) -> None:
+    server_class = getattr(__import__(of_server), server_name)
+    library = __import__(of_handler)
+    datagrams = server_class.socket_type == socket.SOCK_DGRAM
+    makers = [datagram_echo] if datagrams else [stream_echo, base_echo]
+    if hasattr(library, "MessageHandler"):
+        makers.append(message_echo)
+    family = server_class.address_family
+    where = "server" if family == socket.AF_UNIX else LOOPBACK
+    for maker in makers:
+        with served(server_class(where, maker(library))) as address:
+            for _ in range(3):
+                answer = talk_by_datagram(address, family) if datagrams else talk(address, family=family)
+                assert answer == b"hello\n", (maker, answer)
+        Path("server").unlink(missing_ok=True)
 
 
 def mixins_before_the_real_http_server(name: str) -> None:

@@ -12,18 +12,19 @@ import socket
 import socketserver
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drop_in_programs import LOOPBACK, PATIENCE, served, talk
 
 import srvkit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REQUIRED = os.environ.get("SRVKIT_REQUIRE_TOOLS") == "1"
+LOOPBACK = ("127.0.0.1", 0)
+PATIENCE = 60  # seconds before something counts as hung
 
 
 def run_program(program: str, replacement: str, *arguments: str, folder: Path) -> str:
@@ -129,53 +130,67 @@ def test_a_timeout_of_zero_takes_the_request_that_waits_and_else_returns_at_once
         assert (handled, waited_in_vain) == ([b"hello"], [True])
 
 
+@pytest.mark.parametrize("server_class", [srvkit.TCPServer, srvkit.UDPServer])
+def test_get_request_called_by_a_program_of_its_own_waits(server_class: Any) -> None:
+    """Without `serve_forever`, the step waits for a request as long as the socket's timeout says."""
+    taken: list[Any] = []
+    done = threading.Event()
+
+    def take() -> None:
+        try:
+            taken.append(server.get_request())
+        except OSError as error:
+            taken.append(error)
+        done.set()
+
+    with server_class(LOOPBACK, srvkit.BaseRequestHandler) as server:
+        taker = threading.Thread(target=take)
+        taker.start()
+        assert not done.wait(0.1), taken
+        with socket.socket(socket.AF_INET, server.socket_type) as client:
+            client.connect(server.server_address)
+            client.send(b"hello")
+            taker.join(PATIENCE)
+        (request, client_address), *_ = taken
+        server.close_request(request)
+        assert client_address[0] == "127.0.0.1"
+
+
+def test_a_request_is_under_way_while_the_next_one_is_being_verified() -> None:
+    """A `verify_request` that takes its time holds up nobody who has passed it already."""
+    queued, over, handled, last = (threading.Event() for _ in range(4))
+    verified: list[bool] = []
+
+    class Server(srvkit.ThreadingTCPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            verified.append((queued, over, handled)[len(verified)].wait(PATIENCE / 10))
+            return True
+
+    class Handler(srvkit.BaseRequestHandler):
+        def handle(self) -> None:
+            if len(verified) == 1:
+                over.set()
+                handled.wait(PATIENCE)  # this thread stays busy: the next request needs one of its own
+            else:
+                handled.set()
+            if len(verified) == 3:
+                last.set()
+
+    server = Server(LOOPBACK, Handler)
+    loop = threading.Thread(target=server.serve_forever)
+    loop.start()
+    clients = [socket.create_connection(server.server_address) for _ in range(3)]
+    queued.set()
+    assert last.wait(PATIENCE)
+    server.shutdown()
+    loop.join(PATIENCE)
+    server.server_close()
+    for client in clients:
+        client.close()
+    assert verified == [True, True, True]
+
+
 # Servers of one with handlers of the other
-
-
-def stream_echo(library: Any) -> Any:
-    class Echo(library.StreamRequestHandler):  # type: ignore[misc]
-        def handle(self) -> None:
-            for line in self.rfile:
-                self.wfile.write(line)
-
-    return Echo
-
-
-def base_echo(library: Any) -> Any:
-    class Echo(library.BaseRequestHandler):  # type: ignore[misc]
-        def handle(self) -> None:
-            while data := self.request.recv(1024):
-                self.request.sendall(data)
-
-    return Echo
-
-
-def datagram_echo(library: Any) -> Any:
-    class Echo(library.DatagramRequestHandler):  # type: ignore[misc]
-        def handle(self) -> None:
-            self.wfile.write(self.rfile.read())
-
-    return Echo
-
-
-def message_echo(library: Any) -> Any:
-    class Echo(srvkit.MessageHandler):
-        framing = srvkit.Lines()
-
-        def handle_message(self, message: bytes) -> bytes:
-            return message
-
-    return Echo
-
-
-def ask_datagram(address: Any, folder: Path, family: int) -> bytes:
-    with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(PATIENCE)
-        if family != socket.AF_INET:
-            client.bind(str(folder / "client"))
-        client.connect(address)
-        client.send(b"hello\n")
-        return client.recv(1024)
 
 
 SERVERS = [
@@ -190,32 +205,17 @@ SERVERS = [
 ]
 
 
-@pytest.mark.parametrize("server_name", SERVERS)
+@pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize(
     ("of_server", "of_handler"),
-    [(srvkit, socketserver), (socketserver, srvkit), (srvkit, srvkit)],
+    [("srvkit", "socketserver"), ("socketserver", "srvkit"), ("srvkit", "srvkit")],
     ids=["our servers, their handlers", "their servers, our handlers", "ours"],
 )
 def test_servers_and_handlers_of_both_libraries_fit_each_other(
-    server_name: str, of_server: Any, of_handler: Any, tmp_path: Path
+    server: str, of_server: str, of_handler: str, tmp_path: Path
 ) -> None:
     """Every server class serves the handlers of either library."""
-    server_class = getattr(of_server, server_name)
-    address: Any = str(tmp_path / "s") if "Unix" in server_name else LOOPBACK
-    datagrams = server_class.socket_type == socket.SOCK_DGRAM
-    makers: list[Callable[[Any], Any]] = [datagram_echo] if datagrams else [stream_echo, base_echo]
-    if of_handler is srvkit:
-        makers.append(message_echo)
-    for maker in makers:
-        with served(server_class(address, maker(of_handler))) as bound:
-            for _ in range(3):
-                if datagrams:
-                    answer = ask_datagram(bound, tmp_path, server_class.address_family)
-                    (tmp_path / "client").unlink(missing_ok=True)
-                else:
-                    answer = talk(bound, family=server_class.address_family)
-                assert answer == b"hello\n"
-        (tmp_path / "s").unlink(missing_ok=True)
+    run_program("echo", "", of_server, of_handler, server, folder=tmp_path)
 
 
 # Names, signatures, defaults

@@ -1,0 +1,49 @@
+"""What tests of the commands share: the real command, run to its end in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60  # seconds before a command counts as hung
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def srvkit(tmp_path: Path) -> Command:
+    """`srvkit("check", "--explain")`: run the command in `tmp_path` until it ends."""
+
+    def run(*words: str, folder: Path = tmp_path, **settings: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "srvkit", *words],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+            **({"stdin": subprocess.DEVNULL, "capture_output": True, "text": True} | settings),
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def refused(srvkit: Command) -> Callable[..., list[str]]:
+    """`refused(3, "run", "x.toml")`: the lines that a command which cannot do its work says instead."""
+
+    def refused(status: int, *words: str, **settings: Any) -> list[str]:
+        done = srvkit(*words, **settings)
+        assert done.returncode == status, done
+        assert done.stdout == ""
+        lines = done.stderr.splitlines()
+        assert lines and all(line.startswith("srvkit: ") for line in lines), done.stderr
+        return [line.removeprefix("srvkit: ") for line in lines]
+
+    return refused

@@ -1,0 +1,144 @@
+"""`srvkit check` says everything that `run` would refuse, and shows each server as the class it is."""
+
+from __future__ import annotations
+
+import socket
+
+ECHO = '[server.echo]\nlisten = "tcp://127.0.0.1:7007"\nhandler = "echo"\n'
+
+SMALL = """\
+[srvkit]
+plugins = ["plugin.py"]
+
+[server.echo]
+listen = "tcp://127.0.0.1:7007"
+handler = { name = "parrot", times = 3 }
+concurrency = { name = "pool", threads = 4 }
+framing = { name = "delimiter", delimiter = ";" }
+limits.max_message = "64KiB"
+
+[server.time-2]
+listen = ["udp://127.0.0.1:3737", "unixgram:time.sock"]
+handler = "plain"
+concurrency = "serial"
+"""
+
+PLUGIN = """\
+from dataclasses import dataclass
+from srvkit import BaseRequestHandler, MessageHandler, hookimpl
+
+class Parrot(MessageHandler):
+    @dataclass
+    class Options:
+        times: int = 1
+
+class Plain(BaseRequestHandler):
+    pass
+
+@hookimpl
+def srvkit_handlers():
+    return {"parrot": Parrot, "plain": Plain}
+"""
+
+EXPLAINED = """\
+class Parrot(plugin.Parrot):
+    framing = Delimiter(b';', max_message=65536)
+    options = Parrot.Options(times=3)
+
+class EchoTCPServer(ThreadPoolMixIn, TCPServer):
+    name = 'echo'
+    limits = LimitSettings(max_connections=1024, when_full='wait', first_byte_timeout=10.0, \
+idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=65536)
+    log_errors = True
+    contain_exit = True
+    always_finish = True
+    threads = 4
+    request_queue_size = 2048
+    connection_class = Connection
+    daemon_threads = True
+    block_on_close = False
+
+# listens on tcp://127.0.0.1:7007; each connection goes to Parrot
+
+
+class Time2UDPServer(UDPServer):
+    name = 'time-2'
+    limits = LimitSettings(max_connections=1024, when_full='wait', first_byte_timeout=10.0, \
+idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=1048576)
+    log_errors = True
+    contain_exit = True
+    always_finish = True
+    max_packet_size = 65535
+    drop_truncated = True
+    reply_only_if_written = True
+
+# listens on udp://127.0.0.1:3737, unixgram:time.sock; each datagram goes to plugin.Plain
+"""
+
+
+def test_explain_writes_the_class_statements_of_the_file(srvkit, tmp_path):
+    (tmp_path / "srvkit.toml").write_text(SMALL)
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    done = srvkit("check", "--explain")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == EXPLAINED
+
+
+def test_changing_one_word_changes_the_mixin_alone(srvkit, tmp_path):
+    (tmp_path / "srvkit.toml").write_text(ECHO)
+
+    def statement(model: str) -> str:
+        explained = srvkit("check", "--explain", "--set", f"server.echo.concurrency={model}").stdout
+        return next(line for line in explained.splitlines() if line.startswith("class EchoTCPServer"))
+
+    assert [statement(model) for model in ("serial", "threading", "pool", "forking")] == [
+        "class EchoTCPServer(TCPServer):",
+        "class EchoTCPServer(ThreadingMixIn, TCPServer):",
+        "class EchoTCPServer(ThreadPoolMixIn, TCPServer):",
+        "class EchoTCPServer(ForkingMixIn, TCPServer):",
+    ]
+
+
+def test_all_is_well_in_one_line(srvkit, tmp_path):
+    (tmp_path / "srvkit.toml").write_text(ECHO)
+    done = srvkit("check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "srvkit.toml: 1 server, nothing wrong\n", "")
+
+
+def test_what_is_wrong_is_what_run_says(refused, tmp_path):
+    (tmp_path / "bad.toml").write_text(ECHO.replace("echo", "ehco") + "workers = 2\n")
+    assert refused(2, "check", "bad.toml") == refused(2, "run", "bad.toml")
+
+
+def test_nothing_is_opened(srvkit, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "srvkit.toml").write_text(
+            ECHO.replace("7007", str(port)) + '[server.x]\nlisten = "unix:missing/x.sock"\nhandler = "echo"\n'
+        )
+        assert srvkit("check").returncode == 0
+
+
+def test_a_descriptor_that_is_no_socket_is_a_problem(refused, tmp_path):
+    (tmp_path / "srvkit.toml").write_text(ECHO.replace("tcp://127.0.0.1:7007", "fd:99"))
+    assert refused(2, "check") == [
+        "srvkit.toml:2: server.echo.listen: fd:99 is no socket: Bad file descriptor"
+    ]
+
+
+def test_a_file_without_a_server_is_an_error(refused, tmp_path):
+    (tmp_path / "srvkit.toml").write_text("[srvkit]\n")
+    assert refused(2, "check") == [
+        "srvkit.toml: there is no server; a table [server.NAME] with listen and handler makes one"
+    ]
+
+
+def test_variables_of_the_environment_are_used_and_never_shown(refused, srvkit, tmp_path, monkeypatch):
+    (tmp_path / "srvkit.toml").write_text(
+        ECHO.replace("echo", "${HANDLER}", 2).replace("${HANDLER}", "echo", 1)
+    )
+    monkeypatch.setenv("HANDLER", "echo")
+    assert srvkit("check").returncode == 0
+    monkeypatch.setenv("HANDLER", "secret-word")
+    (line,) = refused(2, "check")
+    assert line.startswith("srvkit.toml:3: server.echo.handler: unknown handler '${HANDLER}' (known are ")

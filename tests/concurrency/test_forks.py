@@ -1,0 +1,371 @@
+"""Children: how many, what they inherit, and who waits for them. Always in programs of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import srvkit
+
+HANDLERS = """
+import json, os
+import srvkit
+
+def inherited():
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:  # the descriptor of the listing itself
+            pass
+    return json.dumps({"pid": os.getpid(), "fds": links}).encode() + b"\\n"
+
+class Stream(srvkit.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            if line == b"fail\\n":
+                raise ValueError("a mistake")
+            if line == b"exit\\n":
+                raise SystemExit(3)
+            self.wfile.write(inherited())
+
+class Datagram(srvkit.DatagramRequestHandler):
+    def handle(self):
+        self.wfile.write(inherited())
+
+@srvkit.hookimpl
+def srvkit_handlers():
+    return {"stream": Stream, "datagram": Datagram}
+"""
+BARE = (
+    HANDLERS
+    + """
+import signal, subprocess, sys, threading
+class Server(srvkit.ForkingTCPServer):
+    max_children = 2
+before = lambda: None
+after = lambda: None
+# more
+server = Server(("127.0.0.1", 0), Stream)
+signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
+before()
+print(f" test: listening on tcp://127.0.0.1:{server.server_address[1]}")
+server.serve_forever()
+print("out of the loop")
+server.server_close()
+after()
+"""
+)
+COMPOSED = """
+[server.test]
+listen = "tcp://127.0.0.1:0"
+handler = "stream"
+concurrency = { name = "forking", max_children = 2 }
+"""
+ANOTHER = """
+[server.another]
+listen = ["unix:another.sock", "tcp://127.0.0.1:0"]
+handler = "stream"
+concurrency = "forking"
+
+[server.threads]
+listen = "tcp://127.0.0.1:0"
+handler = "stream"
+concurrency = "threading"
+"""
+
+
+@pytest.fixture(params=["bare", "alone", "beside others"])
+def forking(request: Any, run_srvkit: Any, run_code: Any) -> Any:
+    """A forking server of at most two children: of a bare class, or of `srvkit run`."""
+    if request.param == "bare":
+        return run_code(BARE)
+    return run_srvkit(COMPOSED + (ANOTHER if request.param == "beside others" else ""), HANDLERS)
+
+
+def ask(sock: socket.socket, line: bytes = b"hello\n") -> dict[str, Any]:
+    sock.sendall(line)
+    with sock.makefile("rb") as answers:
+        found: dict[str, Any] = json.loads(answers.readline())
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_each_connection_has_a_child_of_its_own(forking: Any, client: Any) -> None:
+    (address,) = forking.addresses("test")
+    with client(address) as one, client(address) as other:
+        pids = {ask(one)["pid"], ask(other)["pid"]}
+        assert len(pids) == 2
+        assert forking.pid not in pids
+        assert len({parent_of(pid) for pid in pids}) == 1
+
+
+def test_children_are_reaped_as_they_end(forking: Any, client: Any, eventually: Any) -> None:
+    """No zombie waits for the next request."""
+    (address,) = forking.addresses("test")
+    with client(address) as sock:
+        server = parent_of(ask(sock)["pid"])
+        assert len(children_of(server)) >= 1
+        before = set(children_of(server))
+    eventually(lambda: len(before & set(children_of(server))) < len(before))
+    eventually(lambda: not [pid for pid in before if pid in children_of(server) and _is_zombie(pid)])
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_child_has_no_socket_but_its_own(forking: Any, client: Any) -> None:
+    """Not the listening ones, not another child's, and nothing of the parent's loop."""
+    (address,) = forking.addresses("test")
+    with client(address) as one, client(address) as other:
+        ask(one)
+        found = ask(other)["fds"]
+        assert len([link for link in found if link.startswith("socket:")]) == 1
+        assert not [link for link in found if "eventpoll" in link or "eventfd" in link]
+
+
+@pytest.mark.parametrize("transport", ["udp://127.0.0.1:0", "unixgram:test.sock"])
+def test_a_child_of_a_datagram_has_the_one_socket_to_answer_with(
+    transport: str, run_srvkit: Any, client: Any
+) -> None:
+    config = COMPOSED.replace("tcp://127.0.0.1:0", transport).replace('"stream"', '"datagram"')
+    program = run_srvkit(config + ANOTHER, HANDLERS)
+    (address,) = program.addresses("test")
+    with client(address, program.folder) as sock:
+        sock.send(b"hello")
+        found = json.loads(sock.recv(10_000))["fds"]
+    assert len([link for link in found if link.startswith("socket:")]) == 1
+
+
+def test_at_max_children_further_clients_wait(forking: Any, client: Any) -> None:
+    """None is forked for them; who comes next is served when one has ended."""
+    (address,) = forking.addresses("test")
+    with client(address) as one, client(address) as two, client(address) as three:
+        server = parent_of(ask(one)["pid"])
+        ask(two)
+        three.sendall(b"hello\n")
+        busy = set(children_of(server))
+        ask(one)
+        assert set(children_of(server)) == busy
+        one.close()
+        with three.makefile("rb") as answers:
+            assert json.loads(answers.readline())["pid"] not in busy
+
+
+def test_a_full_server_still_shuts_down_at_once(run_code: Any, client: Any) -> None:
+    """It does not wait for a child in its accept path; `server_close` does that."""
+    program = run_code(BARE)
+    (address,) = program.addresses("test")
+    with client(address) as one, client(address) as two:
+        ask(one)
+        ask(two)
+        program.process.send_signal(signal.SIGTERM)
+        program.wait_for("out of the loop")
+        assert ask(one)["pid"]
+        assert program.process.poll() is None
+    assert program.ended() == 0
+
+
+def test_children_of_the_program_itself_are_left_alone(run_code: Any, client: Any) -> None:
+    """Their status is there for whoever started them, although the server was full more than once."""
+    program = run_code(
+        BARE.replace(
+            "# more",
+            "mine = subprocess.Popen([sys.executable, '-c', 'raise SystemExit(7)'])\n"
+            "before = lambda: os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)\n"
+            "after = lambda: print('mine ended with', mine.wait())\n"
+            "Server.max_children = 1\n",
+        )
+    )
+    (address,) = program.addresses("test")
+    for _ in range(4):
+        with client(address) as sock:
+            ask(sock)
+    assert program.end() == 0
+    program.wait_for("mine ended with 7")
+
+
+@pytest.mark.parametrize("line", [b"fail\n", b"exit\n"])
+def test_whatever_a_handler_raises_ends_its_child_alone(line: bytes, forking: Any, client: Any) -> None:
+    (address,) = forking.addresses("test")
+    with client(address) as sock:
+        sock.sendall(line)
+        assert sock.recv(1) == b""
+    with client(address) as sock:
+        assert ask(sock)
+    if line == b"fail\n":
+        forking.wait_for("ValueError: a mistake")
+    elif "srvkit.process" in forking.log:  # a bare server lets the child exit, and says nothing
+        forking.wait_for("SystemExit: 3")
+
+
+def test_what_a_program_has_printed_is_not_printed_by_its_children(run_code: Any, client: Any) -> None:
+    program = run_code(
+        BARE.replace(
+            "# more",
+            "sys.stdout = open(1, 'w', buffering=65536, closefd=False)\n"
+            "before = lambda: (print('just once'), print('and this', file=sys.stderr))\n",
+        ).replace('server_address[1]}")', 'server_address[1]}", file=sys.stderr)')
+    )
+    (address,) = program.addresses("test")
+    for _ in range(3):
+        with client(address) as sock:
+            ask(sock)
+    assert program.end() == 0
+    assert program.log.count("just once") == 1
+
+
+def test_a_fork_that_fails_costs_one_client_only(run_code: Any, client: Any) -> None:
+    """The server says so, waits a moment, and serves the next."""
+    program = run_code(
+        BARE.replace(
+            "# more",
+            "real = os.fork\n"
+            "def fail():\n"
+            "    os.fork = real\n"
+            "    raise OSError(11, 'no more processes')\n"
+            "os.fork = fail\n",
+        )
+    )
+    (address,) = program.addresses("test")
+    with client(address) as sock:
+        assert sock.recv(1) == b""
+    program.wait_for("cannot accept: .*no more processes; next try in 10 ms")
+    with client(address) as sock:
+        assert ask(sock)
+
+
+def test_handle_request_waits_for_room_and_leaves_nobody_behind(run_code: Any, client: Any) -> None:
+    program = run_code(
+        BARE.replace("# more", "Server.max_children = 1").replace(
+            "server.serve_forever()", "[server.handle_request() for _ in range(3)]"
+        )
+        + "mine = open(f'/proc/self/task/{os.getpid()}/children').read()\n"
+        "print('children:', server.active_children, mine)\n"
+    )
+    (address,) = program.addresses("test")
+    with client(address) as one, client(address) as two, client(address) as three:
+        ask(one)
+        one.close()
+        ask(two)
+        two.close()
+        ask(three)
+    assert program.ended() == 0
+    program.wait_for(r"^children: set\(\) $")
+
+
+# Nothing forks beside threads
+
+
+def test_a_plugin_that_starts_threads_when_imported_keeps_a_forking_server_from_starting(
+    run_srvkit: Any,
+) -> None:
+    program = run_srvkit(
+        COMPOSED,
+        HANDLERS + "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
+    )
+    assert program.ended() == 3
+    (line,) = program.log.splitlines()
+    assert "a plugin started threads when it was imported" in line
+
+
+def test_a_thread_that_appears_later_makes_it_refuse_connections(run_srvkit: Any, client: Any) -> None:
+    """Each of them is closed, and the log says why."""
+    program = run_srvkit(
+        COMPOSED,
+        HANDLERS.replace(
+            "class Stream(srvkit.StreamRequestHandler):",
+            "class Stream(srvkit.StreamRequestHandler):\n"
+            "    @classmethod\n"
+            "    def startup(cls, server):\n"
+            "        import threading, time\n"
+            "        threading.Thread(target=time.sleep, args=(60,), name='surprise', daemon=True).start()\n",
+        ),
+    )
+    with client(program.addresses("test")[0]) as sock:
+        assert sock.recv(1) == b""
+    program.wait_for(r"not forking beside other threads \(surprise\)")
+
+
+def test_a_bare_class_forks_beside_threads(run_code: Any, client: Any) -> None:
+    """As in the standard library: whoever writes the program knows what it does."""
+    program = run_code(
+        BARE.replace(
+            "# more",
+            "import time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
+        )
+    )
+    with client(program.addresses("test")[0]) as sock:
+        assert ask(sock)
+
+
+def test_embedding_a_forking_server_beside_threads_is_refused() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="beside")
+    thread.start()
+    try:
+        with pytest.raises(srvkit.ConfigError, match=r"beside other threads \(.*beside.*\) is not safe"):
+            srvkit.serve(srvkit.StreamRequestHandler, "tcp://127.0.0.1:0", concurrency="forking")
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_an_embedded_forking_server_runs_in_a_process_of_its_own(run_code: Any, client: Any) -> None:
+    program = run_code(
+        HANDLERS + "import signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
+        "with srvkit.serve(Stream, 'tcp://127.0.0.1:0', concurrency='forking') as server:\n"
+        "    print(f' test: listening on tcp://127.0.0.1:{server.address[1]}')\n"
+        "    signal.sigwait({signal.SIGUSR1})\n"
+        "    print('all had finished:', server.stop(30))\n"
+    )
+    with client(program.addresses("test")[0]) as sock:
+        child = ask(sock)["pid"]
+        assert parent_of(parent_of(child)) == program.pid
+    os.kill(program.pid, signal.SIGUSR1)
+    assert program.ended() == 0
+    program.wait_for("all had finished: True")
+
+
+def test_a_signal_in_the_first_moment_of_a_child_is_the_childs(run_code: Any, client: Any) -> None:
+    """Until a child has handlers of its own, the parent's must not answer in it: the parent would stop."""
+    program = run_code(
+        HANDLERS + "import signal, sys\n"
+        "from srvkit.server.base import BaseServer\n"
+        "leave = BaseServer.leave_to_parent\n"
+        "def early(self, request):\n"
+        "    BaseServer.leave_to_parent = leave\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    leave(self, request)\n"
+        "BaseServer.leave_to_parent = early\n"
+        "open('plugin.py', 'w').write('from __main__ import srvkit_handlers')\n"
+        f"open('srvkit.toml', 'w').write('''[srvkit]\\nplugins = ['plugin.py']\\n{COMPOSED}''')\n"
+        "from srvkit.cli.main import main\n"
+        "sys.exit(main(['run']))\n"
+    )
+    (address,) = program.addresses("test")
+    with client(address) as sock:
+        assert ask(sock)
+    with client(address) as sock:
+        assert ask(sock)
+    assert "stopping" not in program.log

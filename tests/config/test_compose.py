@@ -1,0 +1,351 @@
+"""A table becomes a class statement; what cannot go together is a problem with its place and advice."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srvkit.config import loader
+from srvkit.config.compose import Plan, compose
+from srvkit.errors import PluginError
+from srvkit.net.connection import Connection, TimedConnection
+from srvkit.net.framing import Lines, Raw
+from srvkit.plugins.hookspecs import hookimpl
+from srvkit.plugins.manager import Offer, Plugins, make_manager
+from srvkit.server.handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from srvkit.server.message import MessageHandler
+
+
+class Message(MessageHandler):
+    """A message handler that leaves everything to the configuration."""
+
+
+class Strict(MessageHandler):
+    framing = Lines(max_message=10)
+
+
+class Stream(StreamRequestHandler):
+    """A handler of streams."""
+
+
+class Datagram(DatagramRequestHandler):
+    """A handler of datagrams."""
+
+
+class Blocking(BaseRequestHandler):
+    """A handler of either."""
+
+
+class Async:
+    async def handle(self):
+        """Not run by any model of this part."""
+
+
+class NoInstance(MessageHandler):
+    framing = Lines
+
+
+class NoHandler:
+    """Has nothing a server could call."""
+
+
+HANDLERS = {
+    "message": Message,
+    "strict": Strict,
+    "stream": Stream,
+    "datagram": Datagram,
+    "blocking": Blocking,
+    "async": Async,
+    "no-instance": NoInstance,
+    "no-handler": NoHandler,
+}
+
+Compose = Callable[..., list[Plan]]
+
+
+@pytest.fixture
+def plugins() -> Plugins:
+    made = make_manager()
+    made.models = {name: made.models[name] for name in ("forking", "pool", "serial", "threading")}
+    made.handlers = {name: Offer(name, thing, "the test") for name, thing in HANDLERS.items()}
+    return made
+
+
+@pytest.fixture
+def composed(plugins: Plugins) -> Compose:
+    """Compose the plans of a text in which nothing is wrong."""
+
+    def composed(text: str, path: Path | None = None) -> list[Plan]:
+        config, problems = loader.read_text(text, "x.toml", path=path)
+        plans = compose(config, plugins, problems)
+        problems.raise_if_any()
+        return plans
+
+    return composed
+
+
+@pytest.fixture
+def wrong(plugins: Plugins) -> Callable[[str], list[str]]:
+    """What is wrong with a text, as it is printed."""
+
+    def wrong(text: str) -> list[str]:
+        config, problems = loader.read_text(text, "x.toml")
+        compose(config, plugins, problems)
+        return [str(problem) for problem in problems.listed()]
+
+    return wrong
+
+
+def server(handler: str = "message", listen: str = '"tcp://127.0.0.1:7007"', more: str = "", name="a") -> str:
+    return f'[server.{name}]\nlisten = {listen}\nhandler = "{handler}"\n{more}\n'
+
+
+def mro(plan: Plan) -> list[str]:
+    return [base.__name__ for base in plan.server_class.__mro__]
+
+
+@pytest.mark.parametrize(
+    ("address", "base"),
+    [
+        ("tcp://127.0.0.1:1", "TCPServer"),
+        ("udp://127.0.0.1:1", "UDPServer"),
+        ("unix:a.sock", "UnixStreamServer"),
+        ("unixgram:a.sock", "UnixDatagramServer"),
+    ],
+)
+def test_the_address_chooses_the_server_class(address, base, composed):
+    (plan,) = composed(server(listen=f'"{address}"', name="my-echo"))
+    assert plan.server_class.__name__ == f"MyEcho{base}"
+    assert mro(plan)[1:3] == ["ThreadingMixIn", "Steps"] or base in mro(plan)
+    assert [base.__name__ for base in plan.server_class.__bases__] == ["ThreadingMixIn", base]
+
+
+def test_an_inherited_descriptor_chooses_it_by_its_socket(composed):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        (plan,) = composed(server(listen=f'"fd:{sock.fileno()}"'))
+        assert plan.server_class.__bases__[-1].__name__ == "UDPServer"
+
+
+@pytest.mark.parametrize(
+    ("model", "mixins"),
+    [
+        ("serial", []),
+        ("threading", ["ThreadingMixIn"]),
+        ("pool", ["ThreadPoolMixIn"]),
+        ("forking", ["ForkingMixIn"]),
+    ],
+)
+def test_the_model_chooses_the_mixin(model, mixins, composed):
+    (plan,) = composed(server(more=f'concurrency = "{model}"'))
+    assert [base.__name__ for base in plan.server_class.__bases__] == [*mixins, "TCPServer"]
+
+
+def test_options_of_the_model_become_attributes(composed):
+    (plan,) = composed(server(more='concurrency = { name = "pool", threads = 5 }'))
+    assert plan.server_class.threads == 5
+
+
+def test_settings_become_attributes(composed):
+    (plan,) = composed(
+        server(more='socket.backlog = 7\nlimits.idle_timeout = "5s"\nlimits.max_connections = 3')
+    )
+    assert plan.server_class.name == "a"
+    assert plan.server_class.request_queue_size == 7
+    assert plan.server_class.limits.idle_timeout == 5.0
+    assert plan.server_class.limits.max_connections == 3
+
+
+@pytest.mark.parametrize(("handler", "wanted"), [("message", Connection), ("stream", TimedConnection)])
+def test_only_handlers_that_do_their_own_io_need_a_connection_that_keeps_the_time(handler, wanted, composed):
+    (plan,) = composed(server(handler))
+    assert plan.server_class.connection_class is wanted
+
+
+@pytest.mark.parametrize(
+    ("handler", "more", "maximum"),
+    [
+        ("message", "", 1 << 20),
+        ("message", "limits.max_message = 99", 99),
+        ("strict", "", 10),
+        ("strict", "limits.max_message = 99", 99),
+        ("strict", 'framing = "lines"', 1 << 20),
+        ("message", 'framing = { name = "lines", max_message = 50 }', 50),
+    ],
+)
+def test_who_operates_has_the_last_word_on_the_longest_message(handler, more, maximum, composed):
+    (plan,) = composed(server(handler, more=more))
+    assert plan.handler.framing.max_message == maximum
+
+
+def test_a_framing_of_the_configuration_replaces_the_handlers_for_this_server_only(composed):
+    (plan,) = composed(server(more='framing = "lines"'))
+    assert isinstance(plan.handler.framing, Lines)
+    assert isinstance(Message.framing, Raw)
+    assert (plan.handler.__name__, plan.handler.__module__) == ("Message", __name__)
+
+
+def test_relative_socket_paths_begin_at_the_configurations_folder(composed):
+    (plan,) = composed(server(listen='["unix:a.sock", "unix:/run/b.sock", "unix:@c"]'), Path("etc/x.toml"))
+    assert [address.path for address in plan.addresses] == ["etc/a.sock", "/run/b.sock", "@c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (
+            server("stream", '"udp://127.0.0.1:1"'),
+            ["x.toml:3: server.a.handler: Stream handles streams (tcp://, unix:), not udp://127.0.0.1:1"],
+        ),
+        (
+            server("datagram", '"unix:a.sock"'),
+            ["x.toml:3: server.a.handler: Datagram handles datagrams (udp://, unixgram:), not unix:a.sock"],
+        ),
+        (
+            server("blocking", more='framing = "lines"'),
+            [
+                "x.toml:4: server.a.framing: framing is for message handlers; Blocking does its own "
+                "input and "
+                "output"
+            ],
+        ),
+        (
+            server("async"),
+            [
+                "x.toml:1: server.a.concurrency: 'threading' cannot run Async, a handler of the async kind; "
+                "no model that is installed can"
+            ],
+        ),
+        (
+            server("no-instance"),
+            ["x.toml:3: server.a.handler: NoInstance.framing is a class, it must be an instance: Lines()"],
+        ),
+        (server("no-handler"), ["x.toml:3: server.a.handler: NoHandler has no handle(): it is no handler"]),
+        (
+            server(listen='["tcp://127.0.0.1:1", "unixgram:x.sock"]'),
+            [
+                "x.toml:2: server.a.listen: one server listens either for streams (tcp, unix) or for "
+                "datagrams "
+                "(udp, unixgram): make two tables"
+            ],
+        ),
+        (
+            server(listen='"fd:99"'),
+            ["x.toml:2: server.a.listen: fd:99 is no socket: Bad file descriptor"],
+        ),
+        (
+            server(more='concurrency = "forkin"'),
+            [
+                "x.toml:4: server.a.concurrency: unknown concurrency model 'forkin', did you mean 'forking'? "
+                "(known are forking, pool, serial, threading)"
+            ],
+        ),
+        (
+            server(more='framing = "line"'),
+            [
+                "x.toml:4: server.a.framing: unknown framing 'line', did you mean 'lines'? (known are "
+                "delimiter, "
+                "fixed-size, length-prefix, lines, netstring, raw)"
+            ],
+        ),
+        (
+            server(more='framing = "fixed-size"'),
+            ["x.toml:4: server.a.framing.size: missing, this option is required"],
+        ),
+        (
+            server(more='framing = { name = "fixed-size", size = 10 }\nlimits.max_message = 9'),
+            ["x.toml:5: server.a.limits.max_message: size = 10 does not fit max_message = 9"],
+        ),
+        (
+            server(more='concurrency = { name = "serial", threads = 2 }'),
+            ["x.toml:4: server.a.concurrency.threads: unknown option 'threads', there are no options here"],
+        ),
+        (
+            server(more='[server.a.handler]\nname = "message"').replace('handler = "message"\n', ""),
+            [],
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_a_problem(text, problems, wrong):
+    assert wrong(text) == problems
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1", True),
+        ("tcp://127.0.0.1:1", "tcp://localhost:1", True),
+        ("tcp://0.0.0.0:1", "tcp://127.0.0.1:1", True),
+        ("tcp://[::]:1", "tcp://127.0.0.1:1", True),
+        ("tcp://:1", "tcp://[::1]:1", True),
+        ("udp://0.0.0.0:1", "udp://127.0.0.1:1", True),
+        ("unix:a.sock", "unix:./a.sock", True),
+        ("unix:a.sock", "unix:x/../a.sock", True),
+        ("unix:a.sock", "unixgram:a.sock", True),
+        ("unix:@a", "unix:@a", True),
+        ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2", False),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", False),
+        ("tcp://127.0.0.1:1", "udp://127.0.0.1:1", False),
+        ("tcp://0.0.0.0:1", "tcp://[::1]:1", False),
+        ("tcp://127.0.0.1:1", "tcp://127.0.0.2:1", False),
+        ("unix:a.sock", "unix:b.sock", False),
+        ("unix:a", "unix:@a", False),
+        ("unix:@a", "unixgram:@a", False),
+    ],
+)
+def test_two_servers_on_one_address_are_a_problem(one, other, clash, wrong):
+    found = wrong(server(listen=f'"{one}"', name="one") + server(listen=f'"{other}"', name="two"))
+    assert bool(found) is clash
+    if clash:
+        (problem,) = found
+        assert problem.startswith("x.toml:6: server.two.listen: ")
+        assert problem.endswith(" of server.one are the same address")
+
+
+def test_every_server_is_looked_at_although_one_is_wrong(wrong):
+    assert len(wrong(server("x", name="a") + server("y", name="b") + server("z", name="c"))) == 3
+
+
+def test_a_name_that_begins_with_a_digit_still_makes_a_class(composed):
+    (plan,) = composed(server(name="7-up_x"))
+    assert plan.server_class.__name__ == "Server7UpXTCPServer"
+
+
+def test_hooks_put_their_mixins_in_front_only_where_somebody_listens(composed, plugins):
+    class Watching:
+        @hookimpl
+        def srvkit_error(self, error: Any) -> None: ...
+
+        @hookimpl
+        def srvkit_verify_request(self) -> None: ...
+
+    assert "HookMixIn" not in str(mro(composed(server())[0]))
+    plugins.pm.register(Watching())
+    (plan,) = composed(server())
+    bases = [base.__name__ for base in plan.server_class.__bases__]
+    assert bases == ["VerifyHookMixIn", "ErrorHookMixIn", "ThreadingMixIn", "TCPServer"]
+
+
+def test_plugins_are_not_asked_about_a_configuration_that_is_wrong_anyway(plugins, wrong):
+    class Asked:
+        @hookimpl
+        def srvkit_configure(self, config: Any) -> None:
+            raise ValueError("asked")
+
+    plugins.pm.register(Asked(), "asked")
+    assert len(wrong(server("nobody"))) == 1
+    assert wrong(server()) == ["x.toml: plugin asked: asked"]
+
+
+def test_a_hook_that_decides_cannot_be_a_wrapper(plugins, composed):
+    class Wrapping:
+        @hookimpl(wrapper=True)
+        def srvkit_configure(self, config: Any) -> Any:
+            return (yield)
+
+    plugins.pm.register(Wrapping(), "wrapping")
+    with pytest.raises(PluginError, match="plugin wrapping: srvkit_configure cannot be a wrapper"):
+        composed(server())

@@ -1,0 +1,214 @@
+"""What tests of running servers share: programs, clients, and loops in threads, all ended with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
+
+
+class Program:
+    """A process of ours; `log` is what it has printed so far, errors included."""
+
+    def __init__(self, command: list[str], folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.log = ""
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **settings,
+        )
+        self.pid = self.process.pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._reader.join(PATIENCE)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
+        """Wait until the log has `pattern` so many times; return the last match."""
+
+        def found() -> bool:
+            return len(re.findall(pattern, self.log, re.MULTILINE)) >= times or not self._reader.is_alive()
+
+        with self._news:
+            self._news.wait_for(found, PATIENCE)
+        matches = list(re.finditer(pattern, self.log, re.MULTILINE))
+        assert len(matches) >= times, f"{pattern!r} is not {times} times in this log:\n{self.log}"
+        return matches[-1]
+
+    def addresses(self, server: str) -> list[str]:
+        """Wait until this server of a configuration listens; return its addresses."""
+        return self.wait_for(rf" {re.escape(server)}: listening on (.+)$")[1].split(", ")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit status."""
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for the end and for the last of the log; return the exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self.log += line
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+
+@contextlib.contextmanager
+def _start(*command: str, folder: Path, **settings: Any) -> Iterator[Program]:
+    with Program([sys.executable, *command], folder, **settings) as program:
+        yield program
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., contextlib.AbstractContextManager[Program]]:
+    """`with start("-m", "srvkit", ..., folder=folder) as program`: Python with these arguments."""
+    return _start
+
+
+@pytest.fixture
+def run_srvkit(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """`run_srvkit(config, plugin)`: the command in a folder with this srvkit.toml and plugin.py."""
+    with contextlib.ExitStack() as stack:
+
+        def run(config: str, plugin: str = "", *arguments: str, **settings: Any) -> Program:
+            if plugin:
+                (tmp_path / "plugin.py").write_text(plugin)
+                config = f'[srvkit]\nplugins = ["plugin.py"]\ndrain_timeout = "20s"\n{config}'
+            (tmp_path / "srvkit.toml").write_text(config)
+            command = ("-m", "srvkit", "run", "srvkit.toml", *arguments)
+            return stack.enter_context(_start(*command, folder=tmp_path, **settings))
+
+        yield run
+
+
+@pytest.fixture
+def run_code(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """`run_code(text)`: a Python program of its own, where a test process with its threads will not do."""
+    with contextlib.ExitStack() as stack:
+        yield lambda code, **settings: stack.enter_context(_start("-c", code, folder=tmp_path, **settings))
+
+
+@pytest.fixture
+def _connected() -> list[socket.socket]:
+    return []
+
+
+@pytest.fixture
+def client(_connected: list[socket.socket]) -> Iterator[Callable[..., socket.socket]]:
+    """`client(address)`: a socket connected to "tcp://127.0.0.1:7007", "unix:PATH", a pair or a path."""
+
+    def connect(address: Any, folder: Path = Path()) -> socket.socket:
+        scheme, target = "", address
+        if isinstance(address, str) and re.match(r"(tcp|udp|unix|unixgram):", address):
+            scheme, target = address.split(":", 1)
+        if target is not address and scheme in ("tcp", "udp"):
+            host, port = target.removeprefix("//").rsplit(":", 1)
+            target = host.strip("[]"), int(port)
+        kind = socket.SOCK_DGRAM if scheme in ("udp", "unixgram") else socket.SOCK_STREAM
+        if isinstance(target, str):
+            sock = socket.socket(socket.AF_UNIX, kind)
+            target = str(folder / target)
+        else:
+            sock = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, kind)
+        sock.settimeout(PATIENCE)
+        try:
+            if scheme == "unixgram":
+                sock.bind("")  # an abstract name of the kernel's choice, so that there is whom to answer
+            sock.connect(target)
+        except BaseException:
+            sock.close()
+            raise
+        _connected.append(sock)
+        return sock
+
+    yield connect
+    for sock in _connected:
+        sock.close()
+
+
+@pytest.fixture
+def serving(_connected: list[socket.socket]) -> Iterator[Callable[[Any], Any]]:
+    """`serving(server)`: the server, its loop in a thread; shut down and closed with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(server: Any) -> Any:
+            loop = threading.Thread(target=server.serve_forever, daemon=True)
+            stack.callback(server.server_close)
+            stack.callback(loop.join, PATIENCE)
+            stack.callback(server.shutdown)
+            loop.start()
+            return server
+
+        yield begin
+        for sock in _connected:  # a server's threads may wait for a client that a failed test left behind
+            sock.close()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    """`eventually(condition, *arguments)`: return when it holds; for states that nobody announces."""
+
+    def wait(condition: Callable[..., Any], *arguments: Any) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition(*arguments):
+            assert time.monotonic() < deadline, f"never true: {condition} {arguments}"
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], None]:
+    """`tool("strace")`: skip where the machine lacks it; fail under SRVKIT_REQUIRE_TOOLS=1."""
+    from shutil import which
+
+    def need(name: str) -> None:
+        if which(name) is None:
+            reason = f"{name} is not installed"
+            pytest.fail(reason) if os.environ.get("SRVKIT_REQUIRE_TOOLS") == "1" else pytest.skip(reason)
+
+    return need

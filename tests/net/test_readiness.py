@@ -1,0 +1,113 @@
+"""The loop's ear: descriptors, moments and other threads, each heard at once and none polled for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from srvkit.net.readiness import Readiness
+
+
+@pytest.fixture
+def loop() -> Iterator[Readiness]:
+    with Readiness() as readiness:
+        yield readiness
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+def test_another_thread_ends_the_wait(loop: Readiness) -> None:
+    """Its call runs in the thread that waits."""
+    called: list[int] = []
+    thread = threading.Thread(target=loop.call_soon, args=(lambda: called.append(threading.get_ident()),))
+    thread.start()
+    while not called:
+        loop.wait()
+    assert called == [threading.get_ident()]
+    thread.join()
+
+
+def test_a_wake_up_before_the_wait_is_not_lost(loop: Readiness) -> None:
+    for _ in range(3):
+        loop.wake()
+    loop.wait()
+
+
+def test_calls_keep_their_order(loop: Readiness) -> None:
+    called: list[int] = []
+    for number in range(5):
+        loop.call_soon(lambda number=number: called.append(number))  # type: ignore[misc]
+    loop.wait()
+    assert called == [0, 1, 2, 3, 4]
+
+
+def test_a_descriptor_is_heard_until_it_is_unwatched(loop: Readiness, pipe: tuple[int, int]) -> None:
+    """Again and again while there is something to read."""
+    read, write = pipe
+    called: list[str] = []
+    loop.watch(read, lambda: called.append("first"))
+    os.write(write, b"x")
+    loop.wait()
+    loop.wait()
+    loop.watch(read, lambda: called.append("second"))
+    loop.wait()
+    loop.unwatch(read)
+    loop.unwatch(read)  # again
+    loop.wake()
+    loop.wait()
+    assert called == ["first", "first", "second"]
+
+
+def test_a_callback_may_unwatch_what_is_ready_too(loop: Readiness) -> None:
+    """The other one is not called any more, although the kernel has reported it."""
+    pipes = [os.pipe(), os.pipe()]
+    called: list[int] = []
+
+    def only_me(own: int, other: int) -> None:
+        called.append(own)
+        loop.unwatch(other)
+
+    for (read, write), (other, _) in zip(pipes, reversed(pipes), strict=True):
+        loop.watch(read, lambda read=read, other=other: only_me(read, other))  # type: ignore[misc]
+        os.write(write, b"x")
+    loop.wait()
+    assert len(called) == 1
+    for read, write in pipes:
+        loop.unwatch(read)
+        os.close(read)
+        os.close(write)
+
+
+def test_timers_run_in_the_order_of_their_moments(loop: Readiness) -> None:
+    called: list[str] = []
+    loop.call_later(0.02, lambda: called.append("later"))
+    loop.call_later(0, lambda: called.append("now"))
+    loop.call_later(0, lambda: called.append("then"))
+    loop.call_later(0.01, lambda: called.append("never")).cancel()
+    while len(called) < 3:
+        loop.wait()
+    assert called == ["now", "then", "later"]
+
+
+def test_after_the_end_nothing_happens(pipe: tuple[int, int]) -> None:
+    """Other threads may still call; the descriptors that were watched stay open."""
+    read, write = pipe
+    before = len(os.listdir("/proc/self/fd"))
+    loop = Readiness()
+    loop.watch(read, lambda: None)
+    loop.close()
+    loop.close()
+    loop.wake()
+    loop.call_soon(lambda: None)
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.write(write, b"x")
+    assert os.read(read, 1) == b"x"
