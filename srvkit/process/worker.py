@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from srvkit.errors import SrvkitError
+from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
 from srvkit.net.readiness import Readiness, Timer
 from srvkit.plugins.manager import Plugins
@@ -181,8 +181,11 @@ class Worker:
         try:
             see_through(server, self._plugins, ready)
         except SrvkitError as error:
-            log.error("%s: %s", server.name, error)
-            self._failed(str(error), started)
+            if self._stopping and not started and isinstance(error, ListenError):
+                log.info("%s: stopped before it could listen", server.name)  # its door is closed already
+            else:
+                log.error("%s: %s", server.name, error)
+                self._failed(str(error), started)
         except BaseException as error:  # a SystemExit in a thread would end it, and nobody would know
             self._complain(server.name, error, started)
         self._loop.call_soon(lambda: self.ended(server))
