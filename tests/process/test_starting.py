@@ -181,8 +181,11 @@ threading.Thread(target=time.sleep, args=(60,), daemon=True, name="mining").star
     assert not list(tmp_path.glob("*.sock"))
 
 
-@pytest.mark.parametrize("left", [2, 3, 4])
-def test_a_system_that_has_no_descriptors_left_is_an_error_of_one_line(left, run, tmp_path):
+@pytest.mark.parametrize(
+    ("left", "cannot"),
+    [(2, "listen on unix:good.sock"), (3, "run"), (4, "run"), (5, "run")],
+)
+def test_a_system_that_has_no_descriptors_left_is_an_error_of_one_line(left, cannot, run, tmp_path):
     plugin = f"""
 import os, resource
 lowest = os.dup(0)
@@ -191,7 +194,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {left}, lowest + {left}))
 """
     program = run(GOOD.format("threading"), plugin)
     assert program.ended() == 3
-    assert program.log == "srvkit: cannot run: Too many open files\n"
+    assert program.log == f"srvkit: cannot {cannot}: Too many open files\n"
     assert not list(tmp_path.glob("*.sock"))
 
 
