@@ -1,7 +1,7 @@
 """A greenlet for each request: handlers that block, by the thousand, in one thread.
 
-The mixin alone. What needs gevent is in `cooperation`, imported where the model is used. Servers are known
-by their steps.
+The mixin alone: what stands on gevent, `hub` and `cooperation`, is imported when a server begins to serve.
+Servers are known by their steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from srvkit.contracts import Package, Steps
 from srvkit.net.connection import STOPPED
 
 if TYPE_CHECKING:
-    from srvkit.concurrency.cooperation import Greenlets
+    from srvkit.concurrency.hub import Greenlets
 
 GEVENT = Package("gevent", "srvkit[gevent]")
 GRACE = 0.25  # seconds for a greenlet to end by itself, once its connection was cut and once it was killed
@@ -66,7 +66,7 @@ class GreenletMixIn(Steps):
             super().serve_forever(poll_interval)
             return
         try:
-            from srvkit.concurrency.cooperation import Greenlets, HubOfThread
+            from srvkit.concurrency.hub import Greenlets, HubOfThread
         except ImportError as error:
             advice = f"pip install {GEVENT.install!r}"
             raise ImportError(f"GreenletMixIn needs the package {GEVENT.name}: {advice}") from error
@@ -85,7 +85,7 @@ class GreenletMixIn(Steps):
 
     def make_loop(self) -> Any:
         """Make a loop that waits in the hub."""
-        from srvkit.concurrency.cooperation import HubLoop
+        from srvkit.concurrency.hub import HubLoop
 
         return HubLoop()
 

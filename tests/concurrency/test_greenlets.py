@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 import srvkit
+from srvkit.concurrency import greenlets
 from srvkit.config import loader
 from srvkit.errors import ConfigError
 
@@ -139,7 +140,8 @@ def test_importing_and_using_it_patches_nothing(run_code: Any) -> None:
         "    with socket.create_connection(server.address) as sock:\n"
         "        sock.sendall(b'hello')\n"
         "        assert sock.recv(10) == b'hello'\n"
-        "assert 'gevent' in sys.modules\n"
+        "import gevent\n"
+        "assert gevent.get_hub().main_hub\n"
         "assert before == [dict(vars(m)) for m in (_socket, select, socket, ssl, threading, time)]\n"
         "print('untouched')\n"
     )
@@ -278,11 +280,15 @@ def test_so_it_is_when_the_loop_has_ended(client: Any) -> None:
             kinds.append(type(self.request))
 
     with GreenServer(ANY, Kind) as server:
+        loop = threading.Thread(target=server.serve_forever)
+        loop.start()
+        with client(server.server_address) as sock:
+            assert sock.recv(10) == b""
         server.shutdown()
-        server.serve_forever()
+        loop.join(PATIENCE)
         with client(server.server_address):
             server.handle_request()
-    assert kinds == [socket.socket]
+    assert [kind is socket.socket for kind in kinds] == [False, True]
 
 
 def test_in_front_of_a_server_of_the_standard_library_it_serves_one_after_the_other(client: Any) -> None:
@@ -327,35 +333,54 @@ def test_a_datagram_that_takes_its_time_does_not_hold_up_others(serving: Any, cl
         assert one.recv(100) == b"released"
 
 
-def test_a_datagram_is_answered_cooperatively_where_the_buffer_is_full() -> None:
-    """The listening socket stays as it is, and is everybody's."""
-    from srvkit.concurrency.cooperation import AnsweringSocket
+def test_a_peer_that_takes_no_datagrams_holds_up_nobody_else(
+    serving: Any, client: Any, eventually: Any, tmp_path: Path
+) -> None:
+    """The handler waits as it would on a thread; the socket itself blocks for nobody."""
 
-    ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    class Server(srvkit.GreenletMixIn, srvkit.UnixDatagramServer):
+        pass
 
-    class Connected:
-        """sendto() of a socket that has one peer only."""
+    class Many(srvkit.BaseRequestHandler):
+        def handle(self) -> None:
+            data, sock = self.request
+            assert sock.fileno() == self.server.socket.fileno()
+            for number in range(int(data)):
+                sock.sendto(b"%d" % number, self.client_address)
+            done.append(int(data))
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(ours, name)
+    done: list[int] = []
+    server = serving(Server(str(tmp_path / "sock"), Many))
+    many = 2_000  # more than any queue of Unix datagrams holds
+    with (
+        client(f"unixgram:{server.server_address}") as slow,
+        client(f"unixgram:{server.server_address}") as other,
+    ):
+        slow.send(b"%d" % many)
+        assert slow.recv(10) == b"0"
+        other.send(b"0")
+        eventually(lambda: done == [0])
+        assert [int(slow.recv(10)) for _ in range(many - 1)] == list(range(1, many))
+        eventually(lambda: done == [0, many])
 
-        def sendto(self, data: bytes, flags: int, address: Any) -> int:
-            return ours.send(data, flags)
 
-    with ours, peer:
-        full = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                AnsweringSocket(Connected()).sendto(b"%d" % full, socket.MSG_DONTWAIT, None)
-                full += 1
-        received: list[bytes] = []
-        waiting = [gevent.spawn(AnsweringSocket(Connected()).sendto, b"late", None) for _ in range(2)]
-        gevent.sleep(0)
-        assert not any(one.ready() for one in waiting)
-        received += [peer.recv(100) for _ in range(full)]
-        gevent.joinall(waiting, PATIENCE, raise_error=True)
-        received += [peer.recv(100) for _ in range(2)]
-        assert received == [b"%d" % number for number in range(full)] + [b"late"] * 2
+def test_a_handler_may_choose_not_to_wait(serving: Any, client: Any, tmp_path: Path) -> None:
+    class Server(srvkit.GreenletMixIn, srvkit.UnixDatagramServer):
+        pass
+
+    class Flood(srvkit.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                while True:
+                    self.request[1].sendto(b"x", socket.MSG_DONTWAIT, self.client_address)
+            except BlockingIOError:
+                full.set()
+
+    full = threading.Event()
+    server = serving(Server(str(tmp_path / "sock"), Flood))
+    with client(f"unixgram:{server.server_address}") as sock:
+        sock.send(b"flood")
+        assert full.wait(PATIENCE)
 
 
 # ---- conversations
@@ -523,21 +548,22 @@ def test_peers_that_vanish_leave_no_greenlet(
     handler: Any, how: Any, embedded: Any, client: Any, eventually: Any
 ) -> None:
     server = embedded(handler)
-    greenlets = server.server._greenlets
+    at_work = server.server._greenlets
     for last in (b"", b"echo half a mess", b"echo hello\n", b"big x\n" * 3):
         sock = client(server.address)
         ask(sock, b"echo hello\n")
-        assert len(greenlets) == 1
+        assert len(at_work) == 1
         sock.sendall(last)
         how(sock)
-        eventually(lambda: not len(greenlets))
+        eventually(lambda: not len(at_work))
 
 
 # ---- the end
 
 
-def test_requests_at_hand_are_seen_through(client: Any) -> None:
+def test_requests_at_hand_are_seen_through(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`shutdown` returns as soon as the loop is out, `server_close` when the last of them has ended."""
+    monkeypatch.setattr(greenlets, "GRACE", 0.0)
     server = GreenServer(ANY, Echo)
     loop = threading.Thread(target=server.serve_forever)
     loop.start()
@@ -688,6 +714,39 @@ def test_handlers_that_do_not_end_are_cut_off(
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
+def test_a_handler_that_cannot_be_ended_does_not_keep_the_server(embedded: Any, client: Any) -> None:
+    class Stubborn(srvkit.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"begun\n")
+            while True:
+                with contextlib.suppress(gevent.GreenletExit):
+                    gevent.sleep(PATIENCE)
+
+    server = embedded(Stubborn)
+    with client(server.address) as sock:
+        assert read_line(sock) == b"begun\n"
+        assert server.stop(0) is False
+        server._thread.join(PATIENCE)
+        assert not server._thread.is_alive()
+
+
+def test_a_handler_may_drain_its_server(embedded: Any, client: Any) -> None:
+    class Last(srvkit.StreamRequestHandler):
+        def handle(self) -> None:
+            self.server.begin_drain()
+            self.wfile.write(self.rfile.readline())
+            self.rfile.read()
+
+    server = embedded(Last)
+    with client(server.address) as sock:
+        assert ask(sock, b"goodbye\n") == b"goodbye\n"
+        with pytest.raises(ConnectionRefusedError):
+            while True:
+                client(server.address).close()
+    server._thread.join(PATIENCE)
+    assert not server._thread.is_alive()
+
+
 # ---- what handlers raise
 
 
@@ -714,7 +773,7 @@ def test_from_the_configuration_nothing_that_is_raised_ends_more_than_its_connec
 
 @pytest.mark.parametrize(("what", "error"), [(b"exit\n", SystemExit), (b"interrupt\n", KeyboardInterrupt)])
 def test_of_a_plain_server_what_is_no_exception_leaves_serve_forever(
-    what: bytes, error: type[BaseException], client: Any, capfd: Any
+    what: bytes, error: type[BaseException], client: Any, capfd: Any, eventually: Any
 ) -> None:
     """As it does where no thread is between; other connections are ended."""
     raised = []
@@ -729,6 +788,7 @@ def test_of_a_plain_server_what_is_no_exception_leaves_serve_forever(
         loop = threading.Thread(target=serve)
         loop.start()
         with client(server.server_address) as sock, client(server.server_address) as other:
+            eventually(lambda: server._greenlets and len(server._greenlets) == 2)
             assert ask(sock, what) == b""
             assert other.recv(10) == b""
         loop.join(PATIENCE)
@@ -919,6 +979,43 @@ def test_shutdown_from_another_thread_wakes_who_waits(pair: Any) -> None:
     later(threading.Thread(target=one.shutdown, args=(socket.SHUT_RD,)).start)
     with gevent.Timeout(PATIENCE):
         assert one.recv(10) == b""
+
+
+# ---- the loop
+
+
+def test_a_loop_is_woken_by_other_greenlets_of_its_thread() -> None:
+    from srvkit.concurrency.hub import HubLoop
+
+    called: list[str] = []
+    with gevent.Timeout(PATIENCE), HubLoop() as loop:
+        later(loop.call_soon, lambda: called.append("soon"))
+        while called != ["soon"]:
+            loop.wait()
+        later(loop.call_later, 0.001, lambda: called.append("later"))
+        while called != ["soon", "later"]:
+            loop.wait()
+        one, two = socket.socketpair()
+        with one, two:
+            later(loop.watch, one.fileno(), lambda: called.append("readable"))
+            two.sendall(b"x")
+            while called[-1] != "readable":
+                loop.wait()
+
+
+def test_a_loop_that_need_not_wait_lets_others_run_all_the_same() -> None:
+    from srvkit.concurrency.hub import HubLoop
+
+    called: list[bool] = []
+    with HubLoop() as loop:
+        gevent.spawn(called.append, True)
+        loop.wait(0)
+        loop.wait(0.001)
+        assert called
+        gevent.spawn(called.clear)
+        for _ in range(3):
+            loop.wait(0)
+        assert not called
 
 
 # ---- without gevent

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from srvkit.concurrency.streams import Reader
@@ -62,6 +62,7 @@ async def read(reader: Any, wanted: list[Any], arriving: list[bytes]) -> list[An
     return seen
 
 
+@settings(deadline=None)
 @given(st.lists(calls, max_size=8), pieces)
 @example([("readline",)], [b"a" * 9])
 @example([("readline",), ("readline",)], [b"a" * 9 + b"\nab"])
@@ -77,6 +78,7 @@ def test_it_reads_as_asyncios_reader(wanted: list[Any], arriving: list[bytes]) -
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="new in Python 3.13")
+@settings(deadline=None)
 @given(pieces)
 def test_the_first_of_several_separators_ends_it_as_in_asyncio(arriving: list[bytes]) -> None:
     async def both() -> None:

@@ -787,6 +787,21 @@ def test_nothing_stays_when_the_loop_ends(server_class: Any, client: Any) -> Non
     thread.join(PATIENCE)
 
 
+def test_a_connection_accepted_at_the_last_moment_is_closed(server_class: Any, client: Any) -> None:
+    """Whether its task has begun or not."""
+
+    class Ending(server_class):  # type: ignore[misc]
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            self.shutdown()
+            return True
+
+    with Ending(ANY, Echo) as server, client(server.server_address) as sock:
+        server.serve_forever()
+        assert sock.recv(1) == b""
+        assert server.ends == [None]
+        assert not server.links
+
+
 def test_message_handlers_learn_that_the_loop_ends(server_class: Any, client: Any) -> None:
     reasons = []
 
