@@ -18,6 +18,10 @@ from srvkit.errors import FrameError
 # 64 KiB, which real lines of JSON exceed; gRPC's 4 MiB times a thousand connections is a lot of memory.
 DEFAULT_MAX_MESSAGE = 1024 * 1024
 
+# Bytes of a message from which on find() beats split(), which looks at each byte by itself: a line of
+# 64 KiB costs a server 30 µs where it took 54.
+LONG = 1024
+
 Data: TypeAlias = bytes | bytearray | memoryview
 
 _CR = ord("\r")  # `in` with a number costs half of `in` with bytes, which raises and catches inside
@@ -250,7 +254,7 @@ class Delimiter(Framing):
         end = data.find(self.delimiter, max(start, seen - width + 1))
         if end > last or (end < 0 and len(data) > last and not self._may_end(data, start)):
             raise FrameError(f"message longer than {self.limit} bytes")
-        return None if end < 0 else (bytes(data[start:end]), end + width)
+        return None if end < 0 else (_piece(data, start, end), end + width)
 
     def _may_end(self, data: bytes | bytearray, start: int) -> bool:
         """Tell if data ends with the beginning of a delimiter that still is within the maximum."""
@@ -262,6 +266,8 @@ class Delimiter(Framing):
             return self._resume(data, Delimiter.feed)
         if type(data) is not bytes:
             data = bytes(data)
+        if not 0 <= data.find(self.delimiter) < LONG:
+            return Framing.feed(self, data)
         messages = data.split(self.delimiter)
         if len(data) > self.limit and max(map(len, messages)) > self.limit:
             return Framing.feed(self, data)
@@ -302,13 +308,18 @@ class Lines(Delimiter):
             stop -= 1
         if stop - start > self.limit:
             raise FrameError(f"line longer than {self.limit} bytes")
-        return None if end < 0 else (bytes(data[start:stop]), end + 1)
+        return None if end < 0 else (_piece(data, start, stop), end + 1)
 
     def feed(self, data: Data) -> list[bytes]:
         if self.held:
             return self._resume(data, Lines.feed)
         if type(data) is not bytes:
             data = bytes(data)
+        end = data.find(b"\n")
+        if not 0 <= end < LONG:
+            if 0 <= end == len(data) - 1 <= self.limit:  # just one, as long lines mostly come
+                return [data[: end - 1 if data[end - 1] == _CR else end]]
+            return Framing.feed(self, data)
         lines = (data.replace(b"\r\n", b"\n") if _CR in data else data).split(b"\n")
         if len(data) > self.limit and max(map(len, lines)) > self.limit:
             return Framing.feed(self, data)
@@ -515,6 +526,11 @@ def hand_over(old: Framing, new: Framing, unhandled: list[bytes], data: bytes) -
     if new.max_message is None:
         new.limit = old.limit
     return old.rest(unhandled, data)
+
+
+def _piece(data: bytes | bytearray, start: int, end: int) -> bytes:
+    # A slice of a bytearray would be copied once more.
+    return data[start:end] if type(data) is bytes else bytes(memoryview(data)[start:end])
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -186,6 +186,20 @@ def test_lines_agree_with_their_definition(stream, data):
     assert (messages, framing.buffered) == (expected, len(held))
 
 
+@pytest.mark.parametrize("framing", [Lines(), Lines(2000), Delimiter(b"\n"), Delimiter(b"\r\n", 2000)])
+@given(data=st.data())
+def test_long_messages_are_cut_like_short_ones(framing, data):
+    """How a message is looked for depends on its length; what is found does not."""
+    lengths = st.sampled_from([0, 1, 1022, 1023, 1024, 1025, 1998, 1999, 2000, 2001])
+    ends = st.sampled_from([b"\n", b"\r\n", b"\r\r\n", b""])
+    pieces = data.draw(st.lists(st.tuples(lengths, ends), max_size=4))
+    stream = b"".join(b"a" * length + end for length, end in pieces)
+    assert outcome(framing.fresh(), [stream]) == outcome(framing.fresh(), single(stream))
+    if pieces and type(framing) is Lines and framing.limit > len(stream) and stream.endswith(b"\n"):
+        expected = [line[:-1] if line.endswith(b"\r") else line for line in stream.split(b"\n")[:-1]]
+        assert outcome(framing.fresh(), [stream]) == (expected, "")
+
+
 @given(st.sampled_from(FRAMINGS), st.lists(st.binary(max_size=6), max_size=5), st.data())
 def test_what_is_encoded_is_read_back(framing, messages, data):
     framing = framing.fresh(64) if not isinstance(framing, FixedSize) else framing
