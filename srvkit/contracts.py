@@ -45,6 +45,15 @@ def event_driven(method: Any) -> Any:
     return method
 
 
+def passes_datagrams(step: Any) -> Any:
+    """Mark a mixin's step that does nothing with a datagram but pass it on, to be handled at once.
+
+    Without the mark an override is called for each datagram.
+    """
+    step.passes_datagrams = True
+    return step
+
+
 class Package(NamedTuple):
     """A package that a concurrency model needs and srvkit does not bring.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from srvkit.concurrency.links import EventLink, LinkKeeper
+from srvkit.contracts import passes_datagrams
 
 
 class EventMixIn(LinkKeeper):
@@ -20,6 +21,7 @@ class EventMixIn(LinkKeeper):
 
     handler_kinds = frozenset({"message"})
 
+    @passes_datagrams
     def process_request(self, request: Any, client_address: Any) -> None:
         """Add the connection to the loop; a datagram is handled at once."""
         if getattr(self, "_loop", None) is None or isinstance(request, tuple):
@@ -27,6 +29,7 @@ class EventMixIn(LinkKeeper):
         else:
             self.finish_request(request, client_address)
 
+    @passes_datagrams
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the connection, from now on whenever something arrives."""
         loop = getattr(self, "_loop", None)

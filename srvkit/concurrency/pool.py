@@ -117,7 +117,7 @@ class PooledLink(EventLink):
     def write(self, data: bytes) -> None:
         if threading.get_ident() == self._thread and self._busy:
             if not self.ended:
-                self._out.append(data)
+                self._hold(data)
                 self._flush()
         else:
             self._outside.append(data)

@@ -79,7 +79,7 @@ class HandlerTask(asyncio.Transport):
         self.pending = 0  # bytes that are written and not sent
         self.high_water = HIGH_WATER
         self.outcome = ""
-        self.moment = 0  # of `Deadlines`
+        self.moment: Any = None  # of `Deadlines`
         self.ended = False
 
     def begin(self) -> None:
@@ -171,7 +171,7 @@ class HandlerTask(asyncio.Transport):
     def _end(self) -> None:
         self.ended = True
         server = self._server
-        if self.moment:
+        if self.moment is not None:
             server.deadlines.remove(self)
         server.links.pop(self, None)
         self.reader.detach()

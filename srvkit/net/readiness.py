@@ -83,7 +83,8 @@ class Readiness:
         self.now = monotonic()  # when the last wait ended
         self._has_epoll = hasattr(select, "epoll")
         self._poll = select.epoll() if self._has_epoll else _SelectorPoll()
-        self._callbacks: dict[int, Callable[[], object]] = {}
+        # By descriptor, which are small numbers: a dictionary takes 70 bytes more for each.
+        self._callbacks: list[Callable[[], object] | None] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()  # equal deadlines keep the order in which they were set
         self._soon: deque[Callable[[], None]] = deque()
@@ -112,15 +113,17 @@ class Readiness:
 
     def watch(self, fd: int, callback: Callable[[], object], events: int = READ) -> None:
         """Call `callback()` whenever `fd` is ready; level-triggered. Watching it again changes both."""
-        if fd in self._callbacks:
+        if self._is_watched(fd):
             self._poll.modify(fd, events)
         else:
             self._poll.register(fd, events)
+            self._make_room(fd)
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
         """Forget `fd`; call it before closing the descriptor. Unknown descriptors are ignored."""
-        if self._callbacks.pop(fd, None) is not None:
+        if self._is_watched(fd):
+            self._callbacks[fd] = None
             self._poll.unregister(fd)
 
     def watch_once(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
@@ -131,7 +134,8 @@ class Readiness:
         if not self._has_epoll:
             self.call_soon(lambda: self.watch(fd, partial(self._once, fd, callback), events))
             return
-        known = fd in self._callbacks
+        known = self._is_watched(fd)
+        self._make_room(fd)
         self._callbacks[fd] = callback
         (self._poll.modify if known else self._poll.register)(fd, events | select.EPOLLONESHOT)
 
@@ -141,10 +145,19 @@ class Readiness:
 
     def forget(self, fd: int) -> None:
         """Forget a descriptor that is about to be closed: closing takes it out of epoll by itself."""
-        if self._has_epoll:
-            self._callbacks.pop(fd, None)
-        else:
+        if not self._has_epoll:
             self.unwatch(fd)
+        elif self._is_watched(fd):
+            self._callbacks[fd] = None
+
+    def _is_watched(self, fd: int) -> bool:
+        return 0 <= fd < len(self._callbacks) and self._callbacks[fd] is not None
+
+    def _make_room(self, fd: int) -> None:
+        if fd < 0:
+            raise ValueError(f"{fd} is no descriptor: closed already?")
+        # Two threads at once make too much of it, and never too little.
+        self._callbacks += [None] * (fd + 1 - len(self._callbacks))
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback()` once, `seconds` from now."""
@@ -179,8 +192,9 @@ class Readiness:
         # hence the look-up for each.
         events = self._poll.poll(timeout)
         self.now = monotonic()
+        callbacks = self._callbacks
         for fd, _events in events:
-            callback = self._callbacks.get(fd)
+            callback = callbacks[fd]
             if callback is not None:
                 callback()
         if self._timers:
@@ -202,7 +216,7 @@ class Readiness:
             os.close(self._wake_read)
             if self._wake_write != self._wake_read:
                 os.close(self._wake_write)
-        self._callbacks.clear()
+        self._callbacks[:] = [None] * len(self._callbacks)  # a list that is being gone through stays as long
         self._timers.clear()
 
     def _drain_wake(self) -> None:

