@@ -88,7 +88,8 @@ def against_peers(results: Results) -> Iterator[str]:
         ahead = [f"{name} ({share:.2f})" for name, share in rivals.items() if share > 1]
         compared = compared or bool(rivals)
         if ahead:
-            behind.append(f"- {workload}: {', '.join(ahead)}. {WORKLOADS[workload].why}".rstrip())
+            why = WORKLOADS[workload].why
+            behind.append(f"- {workload}: {', '.join(ahead)}. {why}{'.' * bool(why)}".rstrip())
     yield ""
     if behind:
         yield "Where another server in Python needs less than every model of srvkit, and by what factor:"
@@ -127,7 +128,7 @@ def idle(results: Results) -> Iterator[str]:
             yield f"| {name} | {memory:.2f} KB | {p99:.0f} µs | {alone:.0f} µs |"
         yield ""
         if why := WORKLOADS[workload].why:
-            yield f"{why}\n"
+            yield f"{why}.\n"
 
 
 def everything(header: str, results: Results, outcomes: list[Outcome], notes: list[str]) -> str:

@@ -126,17 +126,22 @@ def of(protocol: str) -> tuple[str, ...]:
     return (*models, *(f"{loop} Protocol, {protocol}" for loop in ("uvloop", "asyncio")))
 
 
+_COMPILED = (
+    "The system calls are the same for each message; uvloop makes them from compiled code, srvkit from Python"
+)
+
 _ALL = [
-    Workload(ONE, (*FRAMED, "srvkit serial"), FEW, 20_000, clients=1),
-    Workload(LINES, FRAMED, (*THREADED, "asyncio Protocol", "Twisted LineReceiver"), 60_000),
-    Workload(MANY, FRAMED, FEW, 60_000, clients=1000),
-    Workload(PIPELINED, FRAMED, THREADED, 320_000, load=("64", "16", "keep")),
+    Workload(ONE, (*FRAMED, "srvkit serial"), FEW, 20_000, clients=1, why=_COMPILED),
+    Workload(LINES, FRAMED, (*THREADED, "asyncio Protocol", "Twisted LineReceiver"), 60_000, why=_COMPILED),
+    Workload(MANY, FRAMED, FEW, 60_000, clients=1000, why=_COMPILED),
+    Workload(PIPELINED, FRAMED, THREADED, 320_000, load=("64", "16", "keep"), why=_COMPILED),
     Workload(
         CONNECT,
         (*FRAMED, *FORKED),
         (*THREADED, "socketserver forking", "srvkit serial"),
         16_000,
         load=("64", "1", "close"),
+        why=_COMPILED,
     ),
     Workload(LARGE, FRAMED, FEW, 8_000, clients=16, load=("65536", "1", "keep")),
     Workload(
@@ -146,6 +151,7 @@ _ALL = [
         40_000,
         transport="udp",
         load=("64",),
+        why="recvfrom and sendto called from Python alone cost what all of uvloop does",
     ),
     Workload(ASYNC, COROUTINES, COROUTINES, 60_000, rounds=7, drawn=False),
     Workload(IDLE, IDLERS, FEW, 20_000, client="idle", clients=1, idle=15_000),
