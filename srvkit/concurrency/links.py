@@ -219,10 +219,10 @@ class EventLink:
     def look(self) -> None:
         """End the connection if a limit has passed, else have it looked at again when one may have."""
         due, outcome = self._due()
-        if due > monotonic():
-            self._server.deadlines.put(self, due)
-        elif due:
+        if due and due <= monotonic():
             self._enter(partial(self._lose, outcome))
+        else:
+            self._put_off()
 
     def _enter(self, step: Callable[[], object]) -> None:
         """Take a step that no event of the socket brought, in the connection's own context."""
@@ -461,6 +461,10 @@ class EventLink:
     def _put_off(self) -> None:
         """Have the limits looked at when the next one may have passed; no more once the end has come."""
         due = 0.0 if self.ended else self._due()[0]
+        if not (self.bytes_in or self.ended) and self._limits is not None and self._limits.idle_timeout:
+            # Once the first byte has come, without anybody looking, this limit may be the nearer one.
+            soon = monotonic() + self._limits.idle_timeout
+            due = min(due, soon) if due else soon
         if due:
             self._server.deadlines.put(self, due)
         elif self.moment is not None:

@@ -422,14 +422,19 @@ class TaskLink(HandlerTask):
             self._server.deadlines.put(self, now + LAST_WORDS)
             return
         due, outcome = self._due(now)
-        if due > now:
-            self._server.deadlines.put(self, due)
-        elif due:
+        if due and due <= now:
             self._lose(outcome, TimeoutError(f"{outcome.replace('-', '_')} is over"))
+        else:
+            self._put_off()
 
     def _put_off(self) -> None:
         if self._limits is not None and self.fault is None:
-            due, _ = self._due(monotonic())
+            now = monotonic()
+            due, _ = self._due(now)
+            if not (self.bytes_in or self._handled) and self._limits.idle_timeout:
+                # Once the first byte has come, without anybody looking, this limit may be the nearer one.
+                soon = now + self._limits.idle_timeout
+                due = min(due, soon) if due else soon
             if due:
                 self._server.deadlines.put(self, due)
 

@@ -150,6 +150,24 @@ def test_a_silent_client_of_a_message_handler_is_let_go(
     assert caplog.messages == [f"embedded: {host}:{port} ended: {reason}"]
 
 
+@pytest.mark.parametrize("model", [*MODELS, "event", "asyncio"])
+@pytest.mark.parametrize("said", [b"hello\n", b"hello\nhalf a li"])
+def test_the_idle_limit_needs_none_for_the_first_byte(
+    said: bytes, model: str, client: Any, reasons: list[str]
+) -> None:
+    """A connection that was looked at while it was silent is looked at again in time."""
+    limits = {"first_byte_timeout": "0s", "idle_timeout": "200ms"}
+    with serve(Lines, model, **limits) as server, client(server.address) as sock:
+        sock.settimeout(1)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(PATIENCE)
+        sock.sendall(said)
+        with sock.makefile("rb") as answers:
+            assert answers.read() == b"hello\n"
+    assert reasons == ["idle-timeout"]
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("limit", "said", "reason"), TIMEOUTS)
 def test_a_silent_client_of_a_blocking_handler_is_let_go(
