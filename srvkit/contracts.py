@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
 Size = Annotated[int, "size"]  # bytes; in TOML also "64KiB", "1MiB"
+WorkerCount = Annotated[int, "workers"]  # processes; in TOML also "auto", which is 0 here
 FileMode = Annotated[str, "file mode"]  # permissions in octal digits, "0600"
 
 
@@ -113,6 +114,41 @@ class Threads:
         pass
 
 
+class Board(Protocol):
+    """Where a server shows that it lives and what it has done; `process` gives it one."""
+
+    def beat(self) -> None:
+        """Show that the loop comes round."""
+
+    def accepted(self) -> None:
+        """Count a request that is about to be handled; in the loop's thread."""
+
+    def refused(self) -> None:
+        """Count a request that is not."""
+
+    def failed(self) -> None:
+        """Count an exception of a handler."""
+
+    def ended(self, outcome: str, bytes_in: int, bytes_out: int) -> None:
+        """Count the end of a request, from any thread."""
+
+    def handled(self, count: int, bytes_in: int) -> None:
+        """Count datagrams that came and were handled at once; in the loop's thread."""
+
+
+class Rows(Protocol):
+    """Where forked children leave their accounts; `process` gives a server one."""
+
+    def take(self) -> int:
+        """Return the number of a row for the next child; in the parent."""
+
+    def write(self, row: int, outcome: str, bytes_in: int, bytes_out: int) -> None:
+        """Leave an account; in the child."""
+
+    def give_back(self, row: int) -> tuple[str, int, int] | None:
+        """Return what the child has left, None where it came to no end of its own; in the parent."""
+
+
 class Link(Protocol):
     """Where a message handler's bytes go; each concurrency model brings its own."""
 
@@ -143,11 +179,12 @@ if TYPE_CHECKING:
         def shutdown_request(self, request: Any) -> None: ...
         def close_request(self, request: Any) -> None: ...
         def request_done(self, request: Any) -> None: ...
+        def datagrams_handled(self, count: int, size: int) -> None: ...
         def requests_taken(self) -> None: ...
         def back_off_accepting(self, error: BaseException) -> None: ...
         def loop_begins(self, loop: Any) -> None: ...
         def loop_ends(self, loop: Any) -> None: ...
-        def begin_drain(self) -> None: ...
+        def begin_drain(self, patience: float = 0.0) -> None: ...
         def cut_off(self) -> int: ...
         def verify_request(self, request: Any, client_address: Any) -> bool: ...
         def own_error(self, request: Any, error: BaseException | None) -> BaseException | None: ...

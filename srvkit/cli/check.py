@@ -28,10 +28,18 @@ def command(args: argparse.Namespace) -> int:
     """Print that all is well, or the classes; raises ConfigError or PluginError."""
     from srvkit.config import loader
     from srvkit.config.assemble import assemble
+    from srvkit.process import privileges
 
-    assembled = assemble(*loader.read(args.config, args.set))
+    config, problems = loader.read(args.config, args.set)
+    for key, message in privileges.check(config.srvkit.user, config.srvkit.group, names_only=True):
+        problems.add(("srvkit", key), message)
+    assembled = assemble(config, problems)
     for note in assembled.plugins.notes:
         print(f"note: {note}")
+    for plan in assembled.plans:
+        for address in plan.addresses:
+            if not address.kind_is_known:
+                print(f"note: {plan.name}: {address} is there under systemd only, and not checked")
     if args.explain:
         print("\n\n\n".join(plan.explain() for plan in assembled.plans))
     else:

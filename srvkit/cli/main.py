@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from srvkit.cli import check, new, plugins, run
+from srvkit.cli import check, control, new, plugins, run, systemd
 from srvkit.errors import SrvkitError
 
 STATUSES = """\
 exit statuses: 0 clean; 1 connections were cut or a server broke; 2 the command or the configuration is
-wrong; 3 something could not start (address, plugin)"""
+wrong; 3 something could not start (address, plugin), or nothing is running"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +46,9 @@ def _run(argv: Sequence[str] | None) -> int:
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
+    parser.add_argument("-V", "--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, check, plugins, new):
+    for group in (run, control, check, plugins, new, systemd):
         group.add_parser(subparsers)
     args = parser.parse_args(argv)
     status: int = args.run(args)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srvkit.config.assemble import Assembled
+    from srvkit.config.model import Config, Problems
+    from srvkit.process.supervisor import Read
 
     Subparsers = argparse._SubParsersAction[Any]
 
 DEFAULT_CONFIG = "srvkit.toml"
+ONE_PROCESS = "one process cannot bind as root and serve as somebody else; start it as that user"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -25,6 +26,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a setting")
+    _add_single(parser)
+    _add_reload(parser)
     parser.set_defaults(run=command)
 
     parser = subparsers.add_parser(
@@ -36,7 +39,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("handler", metavar="HANDLER")
     parser.add_argument("addresses", metavar="ADDRESS", nargs="+")
     parser.add_argument("--concurrency", metavar="MODEL", default="threading", help="default: threading")
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument(
+        "--workers", metavar="N", type=_number, default=1, help="processes, or auto (default: 1)"
+    )
     parser.add_argument(
         "--plugins", metavar="PATH", action="append", default=[], help="a folder, a .py file or a module"
     )
@@ -47,21 +52,36 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         help="a setting, as in server.serve.framing=lines",
     )
+    _add_single(parser)
+    _add_reload(parser)
     parser.set_defaults(run=serve)
+
+
+def _add_reload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reload", action="store_true", help="reload when the configuration or a plugin is edited"
+    )
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _add_single(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--single", action="store_true", help="one process and no supervisor, for debugging")
 
 
 def command(args: argparse.Namespace) -> int:
     """Serve a configuration; raises what keeps it from starting."""
     from srvkit.config import loader
-    from srvkit.config.assemble import assemble
 
-    return _run(assemble(*loader.read(args.config, args.set)))
+    overrides = [word for setting in args.set for word in ("--set", setting)]
+    return _run(args, lambda: loader.read(args.config, args.set), ["check", args.config, *overrides])
 
 
 def serve(args: argparse.Namespace) -> int:
     """Serve one handler; raises what keeps it from starting."""
     from srvkit.config import loader
-    from srvkit.config.assemble import assemble
 
     table = {
         "srvkit": {"plugins": args.plugins},
@@ -74,17 +94,37 @@ def serve(args: argparse.Namespace) -> int:
             }
         },
     }
-    return _run(assemble(*loader.from_table(table, args.set)))
+    return _run(args, lambda: loader.from_table(table, args.set), ["--version"])
 
 
-def _run(assembled: Assembled) -> int:
+def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:
+    from srvkit.process import systemd
+    from srvkit.process.signals import hold_back
+
+    if args.single:
+        return _run_single(*read())
+    from srvkit.process.supervisor import HANDLED, Supervisor
+
+    hold_back(*HANDLED)  # a signal that comes too early is answered once there is somebody to do so
+    return Supervisor(read, systemd.begin(), check, watch=args.reload).run()
+
+
+def _run_single(config: Config, problems: Problems) -> int:
+    from srvkit.config.assemble import assemble
+    from srvkit.process import privileges, systemd
+    from srvkit.process.logs import open_log, set_up
     from srvkit.process.run import run
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    notifier = systemd.begin()  # before a plugin starts a program that would inherit what it takes
+    user, group = config.srvkit.user, config.srvkit.group
+    for key, message in privileges.check(user, group):
+        problems.add(("srvkit", key), message)
+    if not problems and privileges.is_needed(user, group):
+        problems.add(("srvkit", "user" if user else "group"), ONE_PROCESS)
+    if not problems:  # else there is nothing to run, and `assemble` says why
+        set_up(config.logging, open_log(config))
+    assembled = assemble(config, problems)
     for note in assembled.plugins.notes:
         logging.getLogger("srvkit.plugins").info("%s", note)
-    return run(assembled.plans, assembled.plugins, assembled.config.srvkit.drain_timeout)
+    with notifier:
+        return run(assembled.plans, assembled.plugins, config.srvkit.drain_timeout, notifier)

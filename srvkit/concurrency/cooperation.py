@@ -326,13 +326,14 @@ class AnsweringSocket:
 class Runners:
     """Greenlets of one thread, to those who share a connection."""
 
-    __slots__ = ("_calls", "_hub", "lock")
+    __slots__ = ("_calls", "_hub", "_turn", "lock")
 
     current = staticmethod(getcurrent)
 
     def __init__(self) -> None:
         self._hub = get_hub()
         self._calls: deque[Callable[[], object]] = deque()  # of other threads, which never wait for this one
+        self._turn = Semaphore(1)  # of whoever makes them: each may wait, and they keep their order
         self.lock: AbstractContextManager[Any] = Semaphore(1)
 
     def run(self, call: Callable[[], object]) -> None:
@@ -354,5 +355,6 @@ class Runners:
         greenlet(self._make_calls, self._hub).switch()
 
     def _make_calls(self) -> None:
-        while self._calls:
-            self._calls.popleft()()
+        with self._turn:
+            while self._calls:
+                self._calls.popleft()()

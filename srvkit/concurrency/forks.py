@@ -16,6 +16,8 @@ from typing import Any
 from srvkit.contracts import Steps, event_driven, setting
 
 FULL = "max_children"
+# To a child. Does nothing by default: one that comes too early is followed by a SIGTERM soon after.
+DRAIN_WITH_PATIENCE = signal.SIGURG if hasattr(signal, "SIGURG") else 0
 RESET_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 NO_PIDFD_INTERVAL = 0.5  # seconds between looks at the children where the kernel cannot announce their end
 
@@ -77,15 +79,24 @@ class ForkingMixIn(Steps):
         self._watch_child(pid)
         self.close_request(request)
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, patience: float = 0.0) -> None:
         """Drain, and let the children know: each ends after the message at hand."""
-        super().begin_drain()
-        self._signal_children(signal.SIGTERM)
+        super().begin_drain(patience)
+        self._signal_children(DRAIN_WITH_PATIENCE if patience else signal.SIGTERM)
 
     def cut_off(self) -> int:
         """Kill the children that are left; return how many."""
         super().cut_off()
         return self._signal_children(signal.SIGKILL)
+
+    def cut_request(self, request: Any) -> bool:
+        """Kill the child that handles this request; return False where there is none."""
+        for pid, one in list((self._requests_of_children or {}).items()):
+            if one is request:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still the child's
+                return True
+        return False
 
     def _signal_children(self, number: int) -> int:
         children = list(self.active_children or ())
@@ -235,14 +246,15 @@ class ForkingMixIn(Steps):
             self.socket.close()  # type: ignore[attr-defined]
 
     def _take_signals(self, request: Any) -> None:
-        def drain(*_: Any) -> None:
-            self.draining = True
-            if getattr(request, "idle", False):
+        def drain(number: int, _: Any) -> None:
+            self.draining, self.patience = True, float(number == DRAIN_WITH_PATIENCE)
+            if getattr(request, "idle", False) and not (self.patience and request.waits <= 1):
                 with suppress(OSError):  # gone already
                     request.shutdown(socket.SHUT_RD)
 
         signal.set_wakeup_fd(-1)  # the parent's pipe
         signal.signal(signal.SIGTERM, drain)
+        signal.signal(DRAIN_WITH_PATIENCE, drain)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent says what it means
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -100,9 +100,9 @@ class LinkKeeper(Steps):
         self.deadlines = Deadlines(loop)
         self.links = {}
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, patience: float = 0.0) -> None:
         """Drain; connections that are idle between two messages end at once."""
-        super().begin_drain()
+        super().begin_drain(patience)
         loop = getattr(self, "_loop", None)
         if loop is not None:
             loop.call_soon(self._end_idle)
@@ -200,12 +200,22 @@ class EventLink:
         self._context.run(self._readable if self._reading else self._writable)
 
     @property
+    def request(self) -> Any:
+        """The connection's socket."""
+        return self._request
+
+    @property
+    def idle(self) -> bool:
+        """Whether the connection is between two messages."""
+        return self._is_idle()
+
+    @property
     def _run(self) -> Callable[..., Any]:
         return self._context.run
 
     def end_if_idle(self) -> None:
-        """End the connection unless a message is at hand; the server stops."""
-        if self._is_idle():
+        """End the connection unless a message is at hand, or its first is expected; the server stops."""
+        if self._is_idle() and not self._is_expected():
             self._enter(self._last_words)
 
     def cut(self) -> None:
@@ -454,6 +464,9 @@ class EventLink:
         """Answer what has arrived, and end the connection when nothing more has; the server stops."""
         if self._is_idle() and not self._readable():
             self._end(STOPPED)
+
+    def _is_expected(self) -> bool:
+        return not self.bytes_in and self._server.patience > 0
 
     def _is_idle(self) -> bool:
         return not (self.ended or self._unsent or self._work or self._handler.framing.buffered)

@@ -129,10 +129,6 @@ class PooledLink(EventLink):
             if threading.get_ident() != self._thread or not self._busy:
                 self._loop.call_soon(partial(self._dispatch, self._nothing))
 
-    def end_if_idle(self) -> None:
-        if self._is_idle():
-            self._dispatch(self._last_words)
-
     def look(self) -> None:
         if self._busy:  # the limits are about what a peer does; how long a handler takes is its own affair
             self._server.deadlines.put(self, monotonic() + BUSY_AGAIN)
@@ -160,7 +156,7 @@ class PooledLink(EventLink):
             while self._outside:
                 self._transmit(self._outside.popleft())
             self._attempt(self._settle)
-            if self._server.draining and self._is_idle():
+            if self._server.draining and self._is_idle() and not self._is_expected():
                 self._attempt(self._last_words)
                 continue
             with self._lock:

@@ -105,6 +105,11 @@ class HandlerTask(asyncio.Transport):
         """End, although the handler does not."""
         self._end()
 
+    @property
+    def request(self) -> Any:
+        """The connection's socket, or the datagram."""
+        return self._request
+
     def end_if_idle(self) -> None:
         """Do nothing: only the handler knows whether it is between two requests."""
 

@@ -28,6 +28,8 @@ def assemble(config: Config, problems: Problems) -> Assembled:
     folder = config.path.parent if config.path is not None else Path()
     try:
         plugins = make_manager(config.srvkit.plugins, config.srvkit.block, folder)
+        if config.logging.connections:
+            plugins.log_connections()
         plans = compose(config, plugins, problems)
     except PluginError as error:
         if problems:

@@ -22,7 +22,7 @@ from srvkit.contracts import missing_packages
 from srvkit.errors import ConfigError, PluginError, Problem
 from srvkit.net.address import Address, parse
 from srvkit.net.connection import Connection, TimedConnection
-from srvkit.net.listener import Listener, SocketSettings, bind
+from srvkit.net.listener import Listener, SocketSettings, bind_each
 from srvkit.plugins.manager import Offer, Plugins
 from srvkit.plugins.observing import hook_mixins
 from srvkit.server.base import BaseServer
@@ -56,7 +56,7 @@ class Plan:
         listeners: list[Listener] = []
         try:
             for address in self.addresses:
-                listeners.append(bind(address, self.socket))
+                listeners += bind_each(address, self.socket)
         except BaseException:
             for listener in listeners:
                 listener.close()
@@ -142,7 +142,8 @@ class _Composer:
         for index, text in enumerate(self.settings.listen):
             try:
                 address = parse(text).relative_to(self.folder)
-                kinds.add(address.kind)
+                if address.kind_is_known:
+                    kinds.add(address.kind)
                 addresses.append(address)
             except ValueError as error:
                 self.problems.add((*self.key, "listen", index), str(error))
@@ -185,6 +186,8 @@ class _Composer:
     def _check_transport(self, handler: type[Any], address: Address) -> None:
         # By name as well: a handler may be built on the standard library's classes.
         ancestors = {base.__name__ for base in handler.__mro__}
+        if not address.kind_is_known:  # systemd passes the socket, and has not done so yet
+            return
         if address.kind == "datagram" and (
             issubclass(handler, StreamRequestHandler) or "StreamRequestHandler" in ancestors
         ):

@@ -25,13 +25,14 @@ from srvkit.config.typed import (
     fields_of,
     report_unknown,
 )
-from srvkit.contracts import Duration, FileMode, Size, setting
+from srvkit.contracts import Duration, FileMode, Size, WorkerCount, setting
 from srvkit.net.listener import SocketSettings
 from srvkit.server.guard import LimitSettings
 
 __all__ = [
     "Choice",
     "Config",
+    "LoggingSettings",
     "Problems",
     "ServerSettings",
     "SettingDoc",
@@ -73,7 +74,29 @@ class SrvkitSettings:
         [], "what to load: folders and .py files, relative to the configuration file, or import names"
     )
     block: list[str] = setting([], "plugins that must not load, by name")
-    drain_timeout: Duration = setting(30.0, "how long connections may take to finish when srvkit stops")
+    user: str = setting("", "who serves where root starts srvkit, name or number; plugins load as this user")
+    group: str = setting("", "the group that goes with it; empty takes the user's own")
+    drain_timeout: Duration = setting(
+        30.0, "how long connections may take to finish, at a stop and at a reload"
+    )
+    ready_timeout: Duration = setting(30.0, "a new worker must be ready by then")
+    heartbeat_timeout: Duration = setting(
+        30.0, "a worker whose loop has not come round for so long is replaced, its stacks logged", minimum=0.1
+    )
+    control: str = setting(
+        "", "socket of srvkit status, reload, stop; relative to the file; empty finds a place by itself"
+    )
+    pid_file: str = setting("", "a file for the process id, relative to the configuration file; empty: none")
+
+
+@dataclass(frozen=True)
+class LoggingSettings:
+    """[logging]: what is logged, how and where."""
+
+    level: Literal["debug", "info", "warning", "error"] = setting("info", "the least that is logged")
+    format: Literal["text", "json"] = setting("text", "lines for people, or one JSON object a line")
+    file: str = setting("", "the log's file, relative to the configuration file; empty is standard error")
+    connections: bool = setting(False, "one record for each connection: peer, time, bytes, outcome")
 
 
 @dataclass(frozen=True)
@@ -81,13 +104,14 @@ class ServerSettings:
     """[server.NAME]: one server."""
 
     listen: OneOrMore = setting(
-        _REQUIRED, "one address or a list: tcp://HOST:PORT, udp://HOST:PORT, unix:PATH, unixgram:PATH"
+        _REQUIRED,
+        "one address or a list: tcp://HOST:PORT, udp://HOST:PORT, unix:PATH, unixgram:PATH, systemd:NAME",
     )
     handler: Choice = setting(
         _REQUIRED, 'a handler by the name its plugin gave it, or "package.module:Class"; a table adds options'
     )
     concurrency: Choice = setting(Choice("threading"), "how many at once: a model; a table adds options")
-    workers: int = setting(1, "processes of this server", minimum=1, maximum=1)
+    workers: WorkerCount = setting(1, "processes of this server; auto: as many as there are CPUs for srvkit")
     framing: Choice | None = setting(
         None, "how messages are told apart, in place of the handler's own way; a table adds options"
     )
@@ -104,6 +128,7 @@ _TYPES: dict[Any, str] = {
     Choice | None: "name or table",
     list[str]: "list of strings",
     int: "integer",
+    WorkerCount: 'integer or "auto"',
     bool: "true or false",
     str: "string",
 }
@@ -116,6 +141,7 @@ class Config:
     srvkit: SrvkitSettings
     server: dict[str, ServerSettings]
     path: Path | None = None
+    logging: LoggingSettings = LoggingSettings()
 
 
 @dataclass(frozen=True)
@@ -131,7 +157,8 @@ class SettingDoc:
 
 def settings_table() -> list[SettingDoc]:
     """Return every setting there is, in the order of the file."""
-    return [*_documented(SrvkitSettings, "srvkit"), *_documented(ServerSettings, "server.NAME")]
+    tables = {"srvkit": SrvkitSettings, "logging": LoggingSettings, "server.NAME": ServerSettings}
+    return [one for table, declared in tables.items() for one in _documented(declared, table)]
 
 
 def _documented(declared: Any, table: str) -> Iterator[SettingDoc]:
@@ -165,8 +192,9 @@ def convert(data: Mapping[str, Any], problems: Problems, path: Path | None = Non
 
     A wrong value leaves its default; a server whose `listen` or `handler` is wrong is left out.
     """
-    report_unknown(data, ("srvkit", "server"), (), problems, elsewhere=partial(_elsewhere, ()))
+    report_unknown(data, ("srvkit", "logging", "server"), (), problems, elsewhere=partial(_elsewhere, ()))
     general = _convert_table(SrvkitSettings, data.get("srvkit", {}), ("srvkit",), problems)
+    logging = _convert_table(LoggingSettings, data.get("logging", {}), ("logging",), problems)
     servers = {}
     table = data.get("server", {})
     if not isinstance(table, dict):
@@ -184,7 +212,7 @@ def convert(data: Mapping[str, Any], problems: Problems, path: Path | None = Non
             settings = _convert_table(ServerSettings, entry, key, problems)
             if settings is not None:
                 servers[name] = settings
-    return Config(general or SrvkitSettings(), servers, path)
+    return Config(general or SrvkitSettings(), servers, path, logging or LoggingSettings())
 
 
 def _convert_table(declared: Any, table: Any, key: Key, problems: Problems) -> Any:
@@ -213,7 +241,7 @@ def _places() -> tuple[Key, ...]:
 
 def _elsewhere(table: Key, name: str) -> str:
     """Return the full key of a setting that stands in another table under this name, "" if none does."""
-    if table[:1] == ("srvkit",):
+    if table and table[0] != "server":
         return ""
     for key in _places():
         if name in key[2:] or (not table and name in key[1:]):

@@ -20,13 +20,14 @@ import msgspec
 from srvkit.config import toml, units
 from srvkit.config.problems import Problems
 from srvkit.config.toml import Key
-from srvkit.contracts import Duration, FileMode, Size
+from srvkit.contracts import Duration, FileMode, Size, WorkerCount
 
 OneOrMore = Annotated[tuple[str, ...], "one or more"]  # a string, or a list of them that is not empty
 FAILED: Any = object()  # stands for a value whose problem was added
 
 _READERS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (Duration, units.duration),
+    (WorkerCount, units.worker_count),
     (Size, units.size),
     (FileMode, units.file_mode),
 )
@@ -198,7 +199,7 @@ def _converted(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
         return FAILED
     if wanted == OneOrMore:
         return _one_or_more(value, key, problems)
-    if problems.source.whole.get(key) and (origin in (list, dict) or wanted == Duration):
+    if problems.source.whole.get(key) and (origin in (list, dict) or wanted in (Duration, WorkerCount)):
         value = toml.value_of(value)
     if reader := reader or next((reads for marker, reads in _READERS if marker == wanted), None):
         return _attempt(reader, value, key, problems)

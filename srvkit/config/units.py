@@ -12,6 +12,8 @@ from typing import Any
 
 LONGEST = 500 * 3600.0  # seconds; poll(2) takes milliseconds in 31 bits, which is 596 hours
 
+MOST_WORKERS = 1024
+
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(ms|s|m|h)")
@@ -63,6 +65,15 @@ def size(value: Any) -> int:
             return value
         raise ValueError(f"expected a size from 0 to {2**63 - 1} bytes, got {shown(value)}")
     raise ValueError(f'expected bytes or a size like "512B", "64KiB", "1MiB", "1GiB", got {shown(value)}')
+
+
+def worker_count(value: Any) -> int:
+    """Return a number of processes from 1 on, or 0 for "auto"."""
+    if value == "auto":
+        return 0
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_WORKERS:
+        return value
+    raise ValueError(f'expected a number from 1 to {MOST_WORKERS} or "auto", got {shown(value)}')
 
 
 def file_mode(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""One string names one address: `tcp://127.0.0.1:7007`, `unix:run/echo.sock`, `fd:3`.
+"""One string names one address: `tcp://127.0.0.1:7007`, `unix:run/echo.sock`, `fd:3`, `systemd:echo`.
 
 Only names and numbers: nothing is resolved, opened or bound here.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from srvkit.net import inherited
+
 Kind = Literal["stream", "datagram"]
 
 SCHEMES: dict[str, str] = {
@@ -18,6 +20,7 @@ SCHEMES: dict[str, str] = {
     "unix": "unix:PATH or unix:@NAME",
     "unixgram": "unixgram:PATH or unixgram:@NAME",
     "fd": "fd:N",
+    "systemd": "systemd:NAME",
 }
 # sockaddr_un.sun_path is 108 bytes on Linux, 104 on macOS and the BSDs, with the closing NUL.
 MAX_UNIX_PATH = 107 if hasattr(socket, "SO_PEERCRED") else 103
@@ -32,20 +35,35 @@ class Address:
     port: int = 0  # tcp, udp; 0 lets the kernel choose
     path: str = ""  # unix, unixgram; "@name" is abstract
     fd: int = -1  # fd
+    name: str = ""  # systemd: what the socket unit calls it (FileDescriptorName=)
 
     def __str__(self) -> str:
         if self.scheme in ("tcp", "udp"):
             host = f"[{self.host}]" if ":" in self.host else self.host
             return f"{self.scheme}://{host}:{self.port}"
-        return f"{self.scheme}:{self.fd if self.scheme == 'fd' else self.path}"
+        rest = {"fd": self.fd, "systemd": self.name}.get(self.scheme, self.path)
+        return f"{self.scheme}:{rest}"
 
     @property
     def kind(self) -> Kind:
-        """`stream` or `datagram`; for `fd` it is what the descriptor says (OSError if it is no socket)."""
+        """`stream` or `datagram`, what the descriptors of `fd` and `systemd` are; see `kind_is_known`.
+
+        Raises OSError where `fd` is no socket, ValueError where systemd passed both by one name.
+        """
         if self.scheme == "fd":
             with socket.socket(fileno=socket.dup(self.fd)) as copy:
                 return "stream" if copy.type == socket.SOCK_STREAM else "datagram"
+        if self.scheme == "systemd":
+            kinds = {sock.type == socket.SOCK_STREAM for sock in inherited.named(self.name)}
+            if len(kinds) > 1:
+                raise ValueError(f"{self}: both stream and datagram sockets were passed by this name")
+            return "datagram" if kinds == {False} else "stream"
         return "stream" if self.scheme in ("tcp", "unix") else "datagram"
+
+    @property
+    def kind_is_known(self) -> bool:
+        """Whether `kind` can tell; sockets that systemd did not pass (yet) are taken for streams."""
+        return self.scheme != "systemd" or bool(inherited.named(self.name))
 
     @property
     def is_unix(self) -> bool:
@@ -73,6 +91,10 @@ def parse(text: str) -> Address:
         if not rest.isascii() or not rest.isdigit():
             raise ValueError(f"{text!r}: a descriptor's number is expected, as in fd:3")
         return Address(scheme, fd=int(rest))
+    if scheme == "systemd":
+        if not rest.isascii() or not rest.isprintable() or not 0 < len(rest) <= 255 or ":" in rest:
+            raise ValueError(f"{text!r}: the name of a socket is expected, as in {SCHEMES[scheme]}")
+        return Address(scheme, name=rest)
     if scheme in ("unix", "unixgram"):
         return _parse_unix(text, scheme, rest)
     return _parse_internet(text, scheme, rest)

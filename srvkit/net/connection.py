@@ -26,6 +26,20 @@ FIRST_BYTE_TIMEOUT = "first-byte-timeout"
 IDLE_TIMEOUT = "idle-timeout"
 REQUEST_TIMEOUT = "request-timeout"
 WRITE_TIMEOUT = "write-timeout"
+OUTCOMES = (
+    CLOSED,
+    EOF,
+    TRUNCATED,
+    BAD_MESSAGE,
+    RESET,
+    REFUSED,
+    ERROR,
+    STOPPED,
+    FIRST_BYTE_TIMEOUT,
+    IDLE_TIMEOUT,
+    REQUEST_TIMEOUT,
+    WRITE_TIMEOUT,
+)
 
 Accepted = TypeVar("Accepted", bound=socket.socket)
 Limit = tuple[float | None, str]  # seconds, and the outcome when they have passed
@@ -59,6 +73,7 @@ class Connection(socket.socket):
     bytes_out = 0
     outcome = CLOSED
     idle = False  # between two messages: a server that stops may end it at once
+    waits = 0  # one more when a message handler begins to wait for the peer, and when it ends: odd meanwhile
 
 
 class TimedConnection(Connection):

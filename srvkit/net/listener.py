@@ -21,6 +21,7 @@ from typing import Any
 
 from srvkit.contracts import FileMode, Size, setting
 from srvkit.errors import ListenError
+from srvkit.net import inherited
 from srvkit.net.address import Address
 
 try:
@@ -90,6 +91,11 @@ class Listener:
         return f"<Listener {self.address}>"
 
     @property
+    def claim(self) -> socket.socket | None:
+        """What keeps the path ours for as long as it is open, where there is such a thing."""
+        return self._claim
+
+    @property
     def is_stream(self) -> bool:
         return self.socket.type == socket.SOCK_STREAM
 
@@ -101,8 +107,11 @@ class Listener:
         return self.socket.fileno()
 
     def listen(self) -> None:
-        """Let clients connect. Raises ListenError."""
-        if not self.is_stream:
+        """Let clients connect. Raises ListenError.
+
+        A socket that systemd listens on already keeps the backlog of its socket unit.
+        """
+        if not self.is_stream or (self.address.scheme == "systemd" and not is_dead(self.socket)):
             return
         _warn_if_capped(self.address, self.settings.backlog)
         try:
@@ -114,6 +123,37 @@ class Listener:
         """Set the options of a connection where the platform does not inherit them from the listener."""
         if not OPTIONS_ARE_INHERITED and self.is_internet:
             _set_stream_options(accepted, self.settings)
+
+    def adjust(self, settings: SocketSettings) -> None:
+        """Let other settings hold from now on, as far as a bound socket lets itself be changed.
+
+        The size of buffers holds for connections accepted later. What the system refuses is logged.
+        """
+        before, self.settings = self.settings, settings
+        if settings == before or self.address.scheme == "systemd":  # whose socket unit says it
+            return
+        try:
+            if self.is_internet and self.is_stream:
+                _set_stream_options(self.socket, settings)
+            for option, value in (
+                (socket.SO_RCVBUF, settings.receive_buffer),
+                (socket.SO_SNDBUF, settings.send_buffer),
+            ):
+                if value:
+                    self.socket.setsockopt(socket.SOL_SOCKET, option, value)
+            if self._file is not None and _identity(self.address.path) == self._file:
+                _set_permissions(self.address, settings)
+            if self.is_stream and not is_dead(self.socket):
+                self.listen()
+        except (OSError, ListenError) as error:
+            log.warning("%s: not all of its new settings took effect: %s", self.address, error)
+
+    def lend(self) -> None:
+        """Keep the socket alone, in a forked process: whose file it is, is for its parent to remove."""
+        self._file = None
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
 
     def leave(self, *, keep_socket: bool = False) -> None:
         """Close the descriptors alone, in a forked process that has no use for them."""
@@ -135,9 +175,30 @@ class Listener:
         self._file = None
 
 
+def bind_each(address: Address, settings: SocketSettings | None = None) -> list[Listener]:
+    """Return every listener of an address: one, but for `systemd` as many as were passed by the name.
+
+    Raises ListenError with nothing left open; the caller closes. Closing a listener of `systemd` leaves
+    the socket itself open and its file in place: they are systemd's.
+    """
+    if address.scheme != "systemd":
+        return [bind(address, settings)]
+    return [Listener(address, sock, settings) for sock in _adopt_named(address)]
+
+
 def bind(address: Address, settings: SocketSettings | None = None) -> Listener:
-    """Open a socket and bind it, without listening yet. Raises ListenError; the caller closes."""
+    """Open a socket and bind it, without listening yet. Raises ListenError; the caller closes.
+
+    For an address that may have several sockets there is `bind_each`; here they are an error.
+    """
     settings = settings or SocketSettings()
+    if address.scheme == "systemd":
+        sock, *others = _adopt_named(address)
+        if others:
+            for one in (sock, *others):
+                one.close()
+            raise ListenError(address, "several sockets were passed by this name")
+        return Listener(address, sock, settings)
     if address.scheme == "fd":
         return Listener(address, _adopt(address), settings)
     family, kind, target = _resolve(address)
@@ -191,10 +252,8 @@ def _set_listener_options(sock: socket.socket, address: Address, settings: Socke
 
 
 def _set_stream_options(sock: socket.socket, settings: SocketSettings) -> None:
-    if settings.nodelay:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if settings.keepalive:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, settings.nodelay)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, settings.keepalive)
 
 
 def _adopt(address: Address) -> socket.socket:
@@ -208,6 +267,29 @@ def _adopt(address: Address) -> socket.socket:
     return sock
 
 
+def _adopt_named(address: Address) -> list[socket.socket]:
+    found = inherited.named(address.name)
+    if not found:
+        raise ListenError(address, inherited.missing(address.name))
+    for sock in found:
+        if sock.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise ListenError(address, "the socket is neither of streams nor of datagrams")
+        if _is_connected(sock):
+            raise ListenError(address, "the socket is a connection; its socket unit needs Accept=no")
+    try:
+        return [sock.dup() for sock in found]
+    except OSError as error:
+        raise ListenError(address, _explain(error)) from error
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) -> socket.socket | None:
     mode = int(settings.mode, 8)
     with _directory_locked(address):
@@ -219,9 +301,7 @@ def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) 
             os.fchmod(sock.fileno(), mode)
             sock.bind(address.path)
             try:
-                if settings.owner or settings.group:
-                    os.chown(address.path, _user_id(address, settings), _group_id(address, settings))
-                os.chmod(address.path, mode)
+                _set_permissions(address, settings)
             except BaseException:
                 os.unlink(address.path)
                 raise
@@ -230,6 +310,12 @@ def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) 
                 claim.close()
             raise
     return claim
+
+
+def _set_permissions(address: Address, settings: SocketSettings) -> None:
+    if settings.owner or settings.group:
+        os.chown(address.path, _user_id(address, settings), _group_id(address, settings))
+    os.chmod(address.path, int(settings.mode, 8))
 
 
 def _claim(address: Address) -> socket.socket | None:

@@ -22,6 +22,9 @@ from typing import Any
 
 READ = 1  # the values of EPOLLIN and EPOLLOUT
 WRITE = 4
+EXCLUSIVE: int = getattr(
+    select, "EPOLLEXCLUSIVE", 0
+)  # of several processes that wait for one socket, wake one
 
 
 class _SelectorPoll:
@@ -113,11 +116,11 @@ class Readiness:
 
     def watch(self, fd: int, callback: Callable[[], object], events: int = READ) -> None:
         """Call `callback()` whenever `fd` is ready; level-triggered. Watching it again changes both."""
-        if self._is_watched(fd):
-            self._poll.modify(fd, events)
-        else:
+        if not self._is_watched(fd):
             self._poll.register(fd, events)
             self._make_room(fd)
+        elif not events & EXCLUSIVE:  # which cannot be modified, see epoll_ctl(2)
+            self._poll.modify(fd, events)
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:

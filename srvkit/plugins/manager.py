@@ -20,7 +20,7 @@ from typing import Any
 from pluggy import HookImpl, PluginManager, PluginValidationError
 
 from srvkit.errors import ConfigError, PluginError
-from srvkit.plugins import builtin, hookspecs
+from srvkit.plugins import builtin, connection_log, hookspecs
 from srvkit.plugins.sources import Source, answerable, configured, import_name, installed
 
 log = logging.getLogger("srvkit.plugins")
@@ -74,6 +74,10 @@ class Plugins:
 
     def __repr__(self) -> str:
         return f"<Plugins: {', '.join(name for name, _ in self.pm.list_name_plugin())}>"
+
+    def log_connections(self) -> None:
+        """Let srvkit's own observer write a log record for each connection, from the next server made."""
+        self.pm.register(connection_log, f"{BUILTIN} connection log")
 
     def implementers(self, hook: str) -> list[str]:
         """Return the names of the plugins that implement `hook`; empty where nobody does."""

@@ -19,7 +19,9 @@ from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Plugins
 from srvkit.process.signals import hold_back, let_through
+from srvkit.process.systemd import Notifier
 from srvkit.process.worker import FORCED, STOP_SIGNALS, Worker
+from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
 
@@ -32,21 +34,24 @@ class StartError(SrvkitError):
     exit_status = 3
 
 
-def run(plans: Sequence[Plan], plugins: Plugins, drain_timeout: float) -> int:
+def run(
+    plans: Sequence[Plan], plugins: Plugins, drain_timeout: float, notifier: Notifier | None = None
+) -> int:
     """Bind everything, serve until told to stop, and return the exit status; for a process of its own.
 
+    `notifier` hears when all servers are ready, that the loop goes round, and of the stop.
     Raises ListenError before anything has listened; StartError where forking would not be safe or the
     system refuses. In any case sockets and their files are gone afterwards, and a signal that still
     comes has its default effect: there is nothing left to put away.
     """
     if any(_forks(plan) for plan in plans):
-        _refuse_threads()
+        refuse_threads()
     hold_back(*STOP_SIGNALS)
     listeners: list[Listener] = []
     try:
         bound = bind_all(plans)
         listeners = [listener for some in bound.values() for listener in some]
-        status = _start(plans, bound, plugins, drain_timeout).run()
+        status = _start(plans, bound, plugins, drain_timeout, notifier or Notifier()).run()
     except OSError as error:
         raise StartError(f"cannot run: {error.strerror or error}") from error
     finally:
@@ -58,7 +63,11 @@ def run(plans: Sequence[Plan], plugins: Plugins, drain_timeout: float) -> int:
 
 
 def _start(
-    plans: Sequence[Plan], bound: dict[str, list[Listener]], plugins: Plugins, drain_timeout: float
+    plans: Sequence[Plan],
+    bound: dict[str, list[Listener]],
+    plugins: Plugins,
+    drain_timeout: float,
+    notifier: Notifier,
 ) -> RunningWorker:
     apart = [plan for plan in plans if _forks(plan)] if len(plans) > 1 else []
     processes: list[ServerProcess] = []
@@ -66,7 +75,7 @@ def _start(
         for plan in apart:
             processes.append(ServerProcess(plan, bound, plugins, drain_timeout))
         servers = [plan.build(bound[plan.name]) for plan in plans if plan not in apart]
-        worker = RunningWorker(servers, plugins, drain_timeout)
+        worker = RunningWorker(servers, plugins, drain_timeout, notifier)
         for process in processes:
             worker.start(process)
     except BaseException:
@@ -95,7 +104,8 @@ def _forks(plan: Plan) -> bool:
     return not plan.server_class.fork_beside_threads
 
 
-def _refuse_threads() -> None:
+def refuse_threads() -> None:
+    """Raise StartError where there are other threads than the main one: forking would not be safe."""
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         raise StartError(
@@ -125,12 +135,13 @@ class ServerProcess:
     ) -> None:
         self.name = plan.name
         self.listeners = bound.pop(plan.name)
+        self._drains = False
         parent = os.pidfd_open(os.getpid())
-        self._ready, ready = os.pipe()
+        self.ready, ready = os.pipe()  # readable when there is something for `wait_ready`
         self.pid = os.fork()
         if self.pid == 0:
             os.setpgid(0, 0)
-            os.close(self._ready)
+            os.close(self.ready)
             for listener in (listener for listeners in bound.values() for listener in listeners):
                 listener.leave()
             _serve_and_exit(plan, self.listeners, plugins, drain_timeout, parent, ready)
@@ -140,8 +151,10 @@ class ServerProcess:
             listener.socket.close()  # its file is removed at the end, if the process did not get to it
         self.pidfd = os.pidfd_open(self.pid)
 
-    def begin_drain(self) -> None:
-        self._signal(signal.SIGTERM)
+    def begin_drain(self, patience: float = 0.0) -> None:
+        if not self._drains:  # a second signal would mean more, and patience it has itself
+            self._drains = True
+            self._signal(signal.SIGTERM)
 
     def cut_off(self) -> int:
         self._signal(signal.SIGQUIT)
@@ -152,7 +165,7 @@ class ServerProcess:
 
     def wait_ready(self) -> str:
         """Wait until clients can connect and return "", or why the process has ended instead."""
-        news = os.read(self._ready, select.PIPE_BUF)
+        news = os.read(self.ready, select.PIPE_BUF)
         return "" if news == READY else news.decode() or "its process died"
 
     def has_ended(self, timeout: float | None) -> bool:
@@ -167,7 +180,7 @@ class ServerProcess:
                 os.killpg(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         os.close(self.pidfd)
-        os.close(self._ready)
+        os.close(self.ready)
         for listener in self.listeners:
             listener.close()
         return os.waitstatus_to_exitcode(status)
@@ -204,13 +217,29 @@ def _serve_and_exit(
 
 
 class RunningWorker(Worker):
-    """A worker that also looks after the processes of forking servers."""
+    """A worker that also looks after the processes of forking servers, and tells systemd of it all."""
+
+    def __init__(
+        self, servers: Sequence[TCPServer], plugins: Plugins, drain_timeout: float, notifier: Notifier
+    ) -> None:
+        super().__init__(servers, plugins, drain_timeout)
+        self._notifier = notifier
+        self._unready = len(servers)
+        self.on_ready = lambda: self._loop.call_soon(self._one_is_ready)
+        if notifier.watchdog_interval is not None:
+            self._beat(notifier.watchdog_interval)
 
     def start(self, process: ServerProcess) -> None:
         self.look_after(process)
         self.after_the_cut = 2 * Worker.after_the_cut  # those processes wait for handlers themselves
+        self._unready += 1
+
+        def ready() -> None:
+            if not process.wait_ready():
+                self._one_is_ready()
 
         def reap() -> None:
+            self._loop.unwatch(process.ready)
             status = process.reap()
             if status:
                 level = logging.INFO if self._stopping else logging.ERROR
@@ -219,6 +248,33 @@ class RunningWorker(Worker):
             self.ended(process)
 
         self.watch(process.pidfd, reap)
+        self.watch(process.ready, ready)
+
+    def stop(self, drain_timeout: float | None = None) -> None:
+        """Tell systemd, then as any worker."""
+        if not self._stopping:
+            self._announce_stop(self._drain_timeout if drain_timeout is None else drain_timeout)
+        super().stop(drain_timeout)
+
+    def cut(self) -> None:
+        """Tell systemd, then as any worker."""
+        self._announce_stop(0.0)
+        super().cut()
+
+    def _one_is_ready(self) -> None:
+        self._unready -= 1
+        if not self._unready and not self._stopping:
+            self._notifier.status("serving")
+            self._notifier.ready()
+
+    def _announce_stop(self, seconds: float) -> None:
+        self._notifier.stopping()
+        self._notifier.status("stopping")
+        self._notifier.extend_timeout(seconds + 2 * self.after_the_cut)
+
+    def _beat(self, interval: float) -> None:
+        self._notifier.watchdog()
+        self._loop.call_later(interval, lambda: self._beat(interval))
 
 
 def _ending(status: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -39,16 +39,17 @@ def interrupts_held_back() -> Iterator[Callable[[], object]]:
 class Signals:
     """Catch the given signals while the context lasts, also those held back; main thread only.
 
-    `fileno()` becomes readable when one arrives, `read()` returns their numbers. On leaving, the
-    program's own dispositions are back.
+    `fileno()` becomes readable when one arrives, `read()` returns their numbers. Those in `ignored` do
+    nothing. On leaving, the program's own dispositions are back.
 
     While `breaking` is set, because nobody reads here but somebody else's code has the main thread, a
     second signal, or QUIT, raises KeyboardInterrupt in that code.
     """
 
-    def __init__(self, *numbers: int) -> None:
+    def __init__(self, *numbers: int, ignored: Sequence[int] = ()) -> None:
         self.breaking = False
         self._numbers = numbers
+        self._ignored = ignored
         self._unread = 0
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
@@ -61,7 +62,10 @@ class Signals:
         for number in self._numbers:
             # The byte is written by the interpreter's own C handler; this one need not.
             self._before[number] = signal.signal(number, self._noted)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        for number in self._ignored:
+            # Not SIG_IGN, which programs that are started from here would inherit.
+            self._before[number] = signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._numbers, *self._ignored})
         return self
 
     def __exit__(
@@ -73,6 +77,14 @@ class Signals:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
         signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._read)
+        os.close(self._write)
+
+    def abandon(self) -> None:
+        """Forget all this in a forked child, which is to set its own; everything has its default there."""
+        signal.set_wakeup_fd(-1)
+        for number in self._before:
+            signal.signal(number, signal.SIG_DFL)
         os.close(self._read)
         os.close(self._write)
 

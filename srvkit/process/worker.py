@@ -33,8 +33,11 @@ class Served(Protocol):
 
     name: str
 
-    def begin_drain(self) -> None:
-        """Take nothing new, let what is at hand finish, end."""
+    def begin_drain(self, patience: float = 0.0) -> None:
+        """Take nothing new, let what is at hand finish, end.
+
+        With patience, wait for who has just connected, until it is called again without.
+        """
 
     def cut_off(self) -> int:
         """End what is open; return how many connections that were."""
@@ -51,6 +54,7 @@ class Worker:
     finished, 1 when some were cut or a server broke, 3 when one could not start.
     """
 
+    patience = 1.0  # seconds in which who has just connected may say a first word, when the worker stops
     after_the_cut = 1.0  # seconds for handlers to notice that their connection was cut
 
     def __init__(
@@ -59,6 +63,7 @@ class Worker:
         plugins: Plugins,
         drain_timeout: float,
         signals: Sequence[int] = STOP_SIGNALS,
+        ignored: Sequence[int] = (),
     ) -> None:
         self.pid = os.getpid()
         self.servers = list(servers)
@@ -66,7 +71,7 @@ class Worker:
         self.failure = ""  # the first reason why something could not start or broke
         self._plugins = plugins
         self._drain_timeout = drain_timeout
-        self._signals = Signals(*signals)
+        self._signals = Signals(*signals, ignored=ignored)
         self._loop = Readiness()
         self._serving: set[Served] = set(self.servers)
         self._stopping = False
@@ -109,6 +114,11 @@ class Worker:
         seconds = self._drain_timeout if drain_timeout is None else drain_timeout
         self._deadline = self._loop.call_later(seconds, self.cut)
         for served in list(self._serving):
+            served.begin_drain(self.patience)
+        self._loop.call_later(self.patience, self._end_silent)
+
+    def _end_silent(self) -> None:
+        for served in list(self._serving):
             served.begin_drain()
 
     def cut(self) -> None:
@@ -147,6 +157,10 @@ class Worker:
                 log.info("%s: has ended, so %s must stop too", served.name, others)
             self.stop()
 
+    def announce(self, server: TCPServer) -> None:
+        """Say that clients can connect; in the server's thread."""
+        log.info("%s: listening on %s", server.name, ", ".join(map(where, server.listeners)))
+
     def worsen(self, status: int) -> None:
         """Let the exit status be at least this bad."""
         self.status = max(self.status, status)
@@ -175,7 +189,7 @@ class Worker:
             nonlocal started
             started = True
             self._signals.breaking = False
-            log.info("%s: listening on %s", server.name, ", ".join(map(_where, server.listeners)))
+            self.announce(server)
             self.on_ready()
 
         try:
@@ -217,9 +231,10 @@ class Worker:
         self._serving.clear()
 
 
-def _where(listener: Any) -> str:
+def where(listener: Any) -> str:
+    """Return where a listener can be reached, with the port that the kernel has chosen."""
     bound = display(listener.socket.getsockname())
-    if listener.address.scheme == "fd":
+    if listener.address.scheme in ("fd", "systemd"):
         return f"{listener.address} ({bound})"
     return f"{listener.address.scheme}://{bound}" if listener.is_internet else str(listener.address)
 

@@ -26,7 +26,7 @@ from srvkit.errors import EscapedError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
-from srvkit.net.readiness import Readiness
+from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
 from srvkit.server.guard import LimitSettings, Seats
 
 log = logging.getLogger("srvkit.server")
@@ -75,7 +75,10 @@ class BaseServer:
     socket: Any  # the listening socket; in a server of several the one that brought the request at hand
     _listeners: Sequence[Listener] = ()  # the sockets of a server from TOML; else there is just self.socket
     _seats: Seats | None = None
+    has_peers = False  # whether other processes wait for the same listening sockets
+    shared: frozenset[str] = frozenset()  # addresses whose queues others serve when this server has stopped
     draining = False  # whether begin_drain() was called: conversations end after the message at hand
+    patience = 0.0  # while draining: seconds in which who has just connected is expected to say a first word
     _loop: Readiness | None = None
     _shared_loop: Readiness | None = None
     _loop_thread: int | None = None
@@ -210,16 +213,18 @@ class BaseServer:
         if loop is not None:
             loop.wake()
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, patience: float = 0.0) -> None:
         """Stop as a good host does: no new requests, those at hand may finish, then `serve_forever` ends.
 
         What waits in the kernel's queue is still taken, as room for it comes free; connections that are
-        idle between two messages end at once. Safe from any thread. For servers from TOML, which know
+        idle between two messages end at once. So do those that have not said anything yet, unless there
+        is `patience`: then they stay, for the caller to end by calling again, without, after so many
+        seconds. Safe from any thread. For servers from TOML, which know
         their open requests.
         """
-        self.draining = True
-        for request in self._open_requests():
-            if getattr(request, "idle", False):
+        self.draining, self.patience = True, patience
+        for request in self.requests_at_hand():
+            if getattr(request, "idle", False) and not (patience and request.waits <= 1):
                 with suppress(OSError):  # gone already
                     request.shutdown(socket.SHUT_RD)
         loop = self._loop
@@ -238,15 +243,25 @@ class BaseServer:
         loop = self._loop
         if loop is not None:
             loop.call_soon(self._close_the_door)
-        requests = self._open_requests()
+        requests = self.requests_at_hand()
         for request in requests:
             with suppress(OSError, AttributeError):  # gone already, or a datagram
                 request.shutdown(socket.SHUT_RDWR)
         return len(requests)
 
+    def cut_request(self, request: Any) -> bool:
+        """End one request, whatever its handler is doing; return False where that is not possible."""
+        try:
+            request.shutdown(socket.SHUT_RDWR)
+        except (OSError, AttributeError):  # gone already, or a datagram
+            return False
+        return True
+
     def _take_the_rest(self) -> None:
         """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
         for listener in self._listeners:
+            if str(listener.address) in self.shared:
+                continue
             if self._pauses:
                 return  # it goes on here when there is room again
             self._taker(listener)()
@@ -261,7 +276,7 @@ class BaseServer:
         for listener in self._listeners:
             if listener.is_stream:  # datagrams' handlers may still answer through theirs
                 listener.close()
-        if not self._open_requests():
+        if not self.requests_at_hand():
             self.stop_serving()
 
     @property
@@ -269,7 +284,7 @@ class BaseServer:
         """The listeners of a server from TOML; empty in any other."""
         return self._listeners
 
-    def _open_requests(self) -> list[Any]:
+    def requests_at_hand(self) -> list[Any]:
         return [] if self._seats is None else self._seats.requests()
 
     @event_driven
@@ -436,8 +451,9 @@ class BaseServer:
             return
         if not self._listeners:
             loop.watch(self.fileno(), self._take_requests)
+        events = READ | EXCLUSIVE if self.has_peers else READ
         for listener in self._listeners:
-            loop.watch(listener.fileno(), self._taker(listener))
+            loop.watch(listener.fileno(), self._taker(listener), events)
 
     def _taker(self, listener: Listener) -> Callable[[], None]:
         if len(self._listeners) == 1:

@@ -85,6 +85,7 @@ class StreamLink:
     def __init__(self, handler: Any) -> None:
         self.handler = handler
         self._socket = handler.request
+        self._account = self._socket if isinstance(self._socket, Connection) else None
         self._limits = getattr(handler.server, "limits", None)
         self._runners: Runners = getattr(self._socket, "runners", None) or Threads()
         self._own = self._runners.current()
@@ -125,10 +126,11 @@ class StreamLink:
             return self._lost
 
     def account(self, outcome: str) -> None:
-        if isinstance(self._socket, Connection):
-            self._socket.outcome = outcome
-            self._socket.bytes_in = self.bytes_in
-            self._socket.bytes_out = self.bytes_out
+        account = self._account
+        if account is not None:
+            account.outcome = outcome
+            account.bytes_in = self.bytes_in
+            account.bytes_out = self.bytes_out
 
     def _converse(self) -> str:
         handler = self.handler
@@ -137,17 +139,23 @@ class StreamLink:
         if greeting is not None:
             self._deliver(greeting)
             self._flush()
-        account = self._socket if isinstance(self._socket, Connection) else None
+        account = self._account
         while not self.closing:
             if account is not None:
                 account.idle = self._began is None
+                account.waits += 1
             draining = getattr(server, "draining", False) is True
+            if draining and not self.bytes_in and getattr(server, "patience", 0) > 0:
+                draining = False  # it has just connected; if it stays silent, the server ends it
             data = self._receive_what_is_there() if draining else self._receive()
             if account is not None:
                 account.idle = False
+                account.waits += 1
             if not data:
                 return self._ended()
             self.bytes_in += len(data)
+            if account is not None:
+                account.bytes_in = self.bytes_in
             fault = self._handle(data)
             if self._unsent:
                 self._flush()
@@ -243,7 +251,15 @@ class StreamLink:
             data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
             unsent.clear()
             self._unsent_bytes = 0
-            self._send(data)
+            if self._account is None:
+                self._send(data)
+                return
+            self._account.waits += 1
+            try:
+                self._send(data)
+            finally:
+                self._account.waits += 1
+                self._account.bytes_out = self.bytes_out
 
     def _send(self, data: bytes) -> None:
         with self._sending:

@@ -85,6 +85,7 @@ class UDPServer(TCPServer):
             return
         longest = self.max_packet_size
         room = longest + self.drop_truncated
+        handled = size = 0
         self._more = True
         try:
             for _ in range(self._burst):
@@ -101,6 +102,8 @@ class UDPServer(TCPServer):
                     self._drop(client_address)
                     continue
                 request = self._at_hand = data, sock
+                handled += 1
+                size += len(data)
                 try:
                     BaseServer.finish_request(self, request, client_address)
                 except Exception:
@@ -108,14 +111,19 @@ class UDPServer(TCPServer):
                 else:
                     self._failures = 0
         finally:
+            if handled:
+                self.datagrams_handled(handled, size)
             self.requests_taken()
+
+    def datagrams_handled(self, count: int, size: int) -> None:
+        """Hear of datagrams, `size` bytes in all, that were handled at once and not step by step."""
 
     def requests_taken(self) -> None:
         super().requests_taken()
         self._at_hand = None
 
-    def _open_requests(self) -> list[Any]:
-        return super()._open_requests() if self._at_hand is None else [self._at_hand]
+    def requests_at_hand(self) -> list[Any]:
+        return super().requests_at_hand() if self._at_hand is None else [self._at_hand]
 
     def server_activate(self) -> None:
         """Nothing to do: datagrams need no listen(). May be overridden."""

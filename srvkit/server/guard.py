@@ -31,6 +31,12 @@ class LimitSettings:
         30.0, "how long a peer may take nothing of what is written to it", minimum=0
     )
     max_message: Size = setting(1 << 20, "bytes of one message", minimum=1)
+    max_requests: int = setting(
+        0,
+        "a worker retires after so many connections (up to a tenth more); 0: never",
+        minimum=0,
+    )
+    max_rss: Size = setting(0, "a worker that has grown larger than this retires; 0: never", minimum=0)
 
 
 class Seats:

@@ -48,7 +48,7 @@ class Parrot(plugin.Parrot):
 class EchoTCPServer(ThreadPoolMixIn, TCPServer):
     name = 'echo'
     limits = LimitSettings(max_connections=1024, when_full='wait', first_byte_timeout=10.0, \
-idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=65536)
+idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=65536, max_requests=0, max_rss=0)
     log_errors = True
     contain_exit = True
     always_finish = True
@@ -64,7 +64,7 @@ idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=65536)
 class Time2UDPServer(UDPServer):
     name = 'time-2'
     limits = LimitSettings(max_connections=1024, when_full='wait', first_byte_timeout=10.0, \
-idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=1048576)
+idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=1048576, max_requests=0, max_rss=0)
     log_errors = True
     contain_exit = True
     always_finish = True
@@ -106,7 +106,7 @@ def test_all_is_well_in_one_line(srvkit, tmp_path):
 
 
 def test_what_is_wrong_is_what_run_says(refused, tmp_path):
-    (tmp_path / "bad.toml").write_text(ECHO.replace("echo", "ehco") + "workers = 2\n")
+    (tmp_path / "bad.toml").write_text(ECHO.replace("echo", "ehco") + "workers = 0\n")
     assert refused(2, "check", "bad.toml") == refused(2, "run", "bad.toml")
 
 

@@ -56,7 +56,7 @@ plugin = []
 listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "127.0.0.1:80"]
 handler = "ehco"
 concurency = "forking"
-workers = 2
+workers = 0
 
 [server.echo.limits]
 max_connections = 0
@@ -86,13 +86,13 @@ handler = "discard"
         """"250ms", "30s", "5m", "1h", got 'soon'""",
         "my.toml:3: srvkit.plugin: unknown key, did you mean 'plugins'?",
         "my.toml:6: server.echo.listen[2]: '127.0.0.1:80' is no address; known are tcp://HOST:PORT, "
-        "udp://HOST:PORT, unix:PATH or unix:@NAME, unixgram:PATH or unixgram:@NAME, fd:N",
+        "udp://HOST:PORT, unix:PATH or unix:@NAME, unixgram:PATH or unixgram:@NAME, fd:N, systemd:NAME",
         "my.toml:6: server.echo.listen: one server listens either for streams (tcp, unix) or for datagrams "
         "(udp, unixgram): make two tables",
         "my.toml:7: server.echo.handler: unknown handler 'ehco', did you mean 'echo'? "
         "(known are chargen, daytime, discard, echo, shout, time)",
         "my.toml:8: server.echo.concurency: unknown key, did you mean 'concurrency'?",
-        "my.toml:9: server.echo.workers: only 1 is possible, got 2",
+        'my.toml:9: server.echo.workers: expected a number from 1 to 1024 or "auto", got 0',
         "my.toml:12: server.echo.limits.max_connections: expected at least 1, got 0",
         "my.toml:13: server.echo.limits.idle_timeout: expected seconds or a duration like "
         '"250ms", "30s", "5m", "1h", got a boolean',

@@ -99,11 +99,11 @@ def test_a_plugin_and_settings_can_be_given(start, client, tmp_path):
             ["echo", "localhost:80"],
             "server.serve.listen[0]: 'localhost:80' is no address; known are tcp://HOST:PORT, "
             "udp://HOST:PORT, "
-            "unix:PATH or unix:@NAME, unixgram:PATH or unixgram:@NAME, fd:N",
+            "unix:PATH or unix:@NAME, unixgram:PATH or unixgram:@NAME, fd:N, systemd:NAME",
         ),
         (
-            ["echo", "tcp://127.0.0.1:0", "--workers", "2"],
-            "server.serve.workers: only 1 is possible, got 2",
+            ["echo", "tcp://127.0.0.1:0", "--workers", "0"],
+            'server.serve.workers: expected a number from 1 to 1024 or "auto", got 0',
         ),
         (
             ["echo", "tcp://127.0.0.1:0", "--concurrency", "quantum"],

@@ -264,7 +264,7 @@ workers = "${WORKERS}"
     def test_nor_where_it_is_out_of_bounds(self):
         text = GOOD + 'workers = "${V}"\nlimits.max_connections = "${W}"\nlimits.idle_timeout = "${V}"'
         assert problems_of(text, V="-4", W="0") == [
-            "srvkit.toml:4: server.echo.workers: only 1 is possible, got ${V}",
+            'srvkit.toml:4: server.echo.workers: expected a number from 1 to 1024 or "auto", got ${V}',
             "srvkit.toml:5: server.echo.limits.max_connections: expected at least 1, got ${W}",
             "srvkit.toml:6: server.echo.limits.idle_timeout: expected a duration from 0s to 500h, got ${V}",
         ]
@@ -329,14 +329,19 @@ class TestOverrides:
             ),
             (
                 "srvkit.handler.x=1",
-                "srvkit.handler: unknown key, the keys here are block, drain_timeout, plugins",
+                "srvkit.handler: unknown key, the keys here are block, control, drain_timeout, group,"
+                " heartbeat_timeout, pid_file, plugins, ready_timeout, user",
             ),
             ("server.echo.concurency=x", "server.echo.concurency: unknown key, did you mean 'concurrency'?"),
-            ("server.echo.workers=4", "server.echo.workers: only 1 is possible, got 4"),
+            (
+                "server.echo.workers=1025",
+                'server.echo.workers: expected a number from 1 to 1024 or "auto", got 1025',
+            ),
             (
                 "server.echo.limits={x=1}",
                 "server.echo.limits.x: unknown key, the keys here are first_byte_timeout,"
-                " idle_timeout, max_connections, max_message, request_timeout, when_full, write_timeout",
+                " idle_timeout, max_connections, max_message, max_requests, max_rss, request_timeout,"
+                " when_full, write_timeout",
             ),
             ("server.b.handler=x", "server.b.listen: missing, this key is required"),
         ],
@@ -355,7 +360,7 @@ class TestOverrides:
         assert problems_of(text, "server.echo.limits={ x = 2 }", "server.echo.socket.y=1") == [
             'srvkit.toml:5: server.echo.concurrency: expected a name or a table like { name = "..." }, got 5',
             "--set: server.echo.limits.x: unknown key, the keys here are first_byte_timeout, idle_timeout,"
-            " max_connections, max_message, request_timeout, when_full, write_timeout",
+            " max_connections, max_message, max_requests, max_rss, request_timeout, when_full, write_timeout",
             "--set: server.echo.socket.y: unknown key, the keys here are"
             " backlog, group, keepalive, mode, nodelay, owner, receive_buffer, send_buffer",
         ]
@@ -469,7 +474,7 @@ listen = [
 def test_every_kind_of_problem_of_a_file_is_reported_at_once():
     text = """\
 [srvkit]
-user = "srv"
+owner = "srv"
 drain_timeout = "soon"
 [server.echo]
 listen = "tcp://${HOST}:7007"
@@ -481,13 +486,14 @@ max_connections = 0
 [server.other]
 """
     assert problems_of(text, "x", "server.echo.tls.cert=a") == [
-        "srvkit.toml:2: srvkit.user: unknown key, the keys here are block, drain_timeout, plugins",
+        "srvkit.toml:2: srvkit.owner: unknown key, the keys here are block, control, drain_timeout, group,"
+        " heartbeat_timeout, pid_file, plugins, ready_timeout, user",
         'srvkit.toml:3: srvkit.drain_timeout: expected seconds or a duration like "250ms", "30s", "5m", "1h",'
         " got 'soon'",
         "srvkit.toml:5: server.echo.listen: environment variable HOST is not set,"
         " and ${HOST} gives no default",
         "srvkit.toml:7: server.echo.concurency: unknown key, did you mean 'concurrency'?",
-        "srvkit.toml:8: server.echo.workers: expected an integer, got a boolean",
+        'srvkit.toml:8: server.echo.workers: expected a number from 1 to 1024 or "auto", got a boolean',
         "srvkit.toml:10: server.echo.limits.max_connections: expected at least 1, got 0",
         "srvkit.toml:11: server.other.listen: missing, this key is required",
         "srvkit.toml:11: server.other.handler: missing, this key is required",

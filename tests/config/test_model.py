@@ -11,6 +11,7 @@ from srvkit.config.loader import read_text
 from srvkit.config.model import (
     Choice,
     Config,
+    LoggingSettings,
     ServerSettings,
     SettingDoc,
     SrvkitSettings,
@@ -73,7 +74,18 @@ def test_every_key_is_read():
         [srvkit]
         plugins = ["handlers"]
         block = ["bad"]
+        user = "srv"
+        group = "www"
         drain_timeout = "1m"
+        ready_timeout = 2
+        heartbeat_timeout = "3s"
+        control = "run/c.sock"
+        pid_file = "run/x.pid"
+        [logging]
+        level = "debug"
+        format = "json"
+        file = "x.log"
+        connections = true
         [server.echo-2_x]
         listen = ["tcp://127.0.0.1:0", "unix:x"]
         handler = { name = "echo", motd = "hello" }
@@ -100,7 +112,10 @@ def test_every_key_is_read():
     """
     config, problems = read_text(text)
     problems.raise_if_any()
-    assert config.srvkit == SrvkitSettings(["handlers"], ["bad"], 60)
+    assert config.srvkit == SrvkitSettings(
+        ["handlers"], ["bad"], "srv", "www", 60, 2, 3, control="run/c.sock", pid_file="run/x.pid"
+    )
+    assert config.logging == LoggingSettings("debug", "json", "x.log", True)
     assert config.server["echo-2_x"] == ServerSettings(
         ("tcp://127.0.0.1:0", "unix:x"),
         Choice("echo", {"motd": "hello"}),
@@ -112,15 +127,19 @@ def test_every_key_is_read():
     )
 
 
+WORKERS = 'workers: expected a number from 1 to 1024 or "auto"'
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("workers = '1'", "workers: expected an integer, got a string"),
-        ("workers = true", "workers: expected an integer, got a boolean"),
-        ("workers = 1.0", "workers: expected an integer, got a number"),
-        ("workers = 'auto'", "workers: expected an integer, got a string"),
-        ("workers = 0", "workers: only 1 is possible, got 0"),
-        ("workers = 4", "workers: only 1 is possible, got 4"),
+        ("workers = '1'", f"{WORKERS}, got '1'"),
+        ("workers = 'Auto'", f"{WORKERS}, got 'Auto'"),
+        ("workers = true", f"{WORKERS}, got a boolean"),
+        ("workers = 1.0", f"{WORKERS}, got 1.0"),
+        ("workers = 0", f"{WORKERS}, got 0"),
+        ("workers = -1", f"{WORKERS}, got -1"),
+        ("workers = 1025", f"{WORKERS}, got 1025"),
         ("concurrency = ''", "concurrency: expected a name or a table like { name = \"...\" }, got ''"),
         ("concurrency = 4", 'concurrency: expected a name or a table like { name = "..." }, got 4'),
         ("concurrency = { threads = 4 }", 'concurrency: expected a table with a name, { name = "...", ... }'),
@@ -204,14 +223,31 @@ def test_a_misspelt_required_key_is_not_missing_as_well():
         ("plugins = 'x'", "srvkit.plugins: expected a list, got a string"),
         ("plugins = ['a', 1]", "srvkit.plugins[1]: expected a string, got an integer"),
         ("plugin = []", "srvkit.plugin: unknown key, did you mean 'plugins'?"),
-        ("owner = ''", "srvkit.owner: unknown key, the keys here are block, drain_timeout, plugins"),
-        ("[logging]", "logging: unknown key, the keys here are server, srvkit"),
+        (
+            "owner = ''",
+            "srvkit.owner: unknown key, the keys here are block, control, drain_timeout, group,"
+            " heartbeat_timeout, pid_file, plugins, ready_timeout, user",
+        ),
+        ("[tracing]", "tracing: unknown key, the keys here are logging, server, srvkit"),
         ("[servers.x]", "servers: unknown key, did you mean 'server'?"),
         ("[limits]", "limits: unknown key, did you mean 'server.NAME.limits'?"),
     ],
 )
 def test_a_wrong_key_elsewhere(line, message):
     assert only_problem(f"{GOOD}[srvkit]\n{line}") == f"srvkit.toml:5: {message}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("levle = 'info'", "levle: unknown key, did you mean 'level'?"),
+        ("colour = true", "colour: unknown key, the keys here are connections, file, format, level"),
+        ("level = 'loud'", "level: expected 'debug' or 'info' or 'warning' or 'error', got 'loud'"),
+        ("connections = 1", "connections: expected true or false, got an integer"),
+    ],
+)
+def test_a_wrong_key_or_value_of_the_log(line, message):
+    assert only_problem(f"{GOOD}[logging]\n{line}") == f"srvkit.toml:5: logging.{message}"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +276,7 @@ def test_a_wrong_name_of_a_server(name):
 
 
 def test_a_wrong_value_leaves_the_default_and_the_rest_as_written():
-    config, problems = read_text(GOOD + "limits = { max_connections = 0, idle_timeout = 5 }\nworkers = 7\n")
+    config, problems = read_text(GOOD + "limits = { max_connections = 0, idle_timeout = 5 }\nworkers = -7\n")
     assert len(problems) == 2
     assert config.server["echo"].limits == LimitSettings(idle_timeout=5.0)
     assert config.server["echo"].workers == 1
@@ -268,10 +304,10 @@ class TestDocumentation:
             assert bool(one.default) != (one.required or one.key == "server.NAME.framing"), one.key
 
     def test_it_has_every_field_of_every_settings_class(self):
-        classes = (SrvkitSettings, ServerSettings, LimitSettings, SocketSettings)
+        classes = (SrvkitSettings, LoggingSettings, ServerSettings, LimitSettings, SocketSettings)
         fields = [field.name for declared in classes for field in dataclasses.fields(declared)]
         assert sorted(one.key.split(".")[-1] for one in settings_table()) == sorted(
-            set(fields) - {"limits", "socket"}
+            name for name in fields if name not in ("limits", "socket")
         )
 
     def test_what_it_says(self):
@@ -310,3 +346,10 @@ class TestDocumentation:
 
 def _docs(declared):
     return ((field.name, field.metadata["doc"]) for field in dataclasses.fields(declared))
+
+
+@pytest.mark.parametrize(("written", "count"), [("1", 1), ("4", 4), ("1024", 1024), ('"auto"', 0)])
+def test_the_number_of_workers_or_auto(written, count):
+    config, problems = read_text(f"{GOOD}workers = {written}\n")
+    assert not problems
+    assert config.server["echo"].workers == count

@@ -22,6 +22,7 @@ from srvkit.net.address import MAX_UNIX_PATH, Address, display, parse
         ("unix:run/echo.sock", Address("unix", path="run/echo.sock")),
         ("unixgram:@name", Address("unixgram", path="@name")),
         ("fd:3", Address("fd", fd=3)),
+        ("systemd:echo.socket", Address("systemd", name="echo.socket")),
     ],
 )
 def test_an_address_is_written_as_it_is_read(text: str, address: Address) -> None:
@@ -52,6 +53,9 @@ def test_two_slashes_before_a_path_are_nothing() -> None:
         ("unix:a\0b", "a path is expected"),
         ("fd:three", "a descriptor's number is expected, as in fd:3"),
         ("fd:-1", "a descriptor's number is expected"),
+        ("systemd:", "the name of a socket is expected, as in systemd:NAME"),
+        ("systemd:a:b", "the name of a socket is expected"),
+        ("systemd:" + "x" * 256, "the name of a socket is expected"),
         ("unix:" + "x" * 200, f"is longer than the {MAX_UNIX_PATH} bytes a socket address holds"),
     ],
 )

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from srvkit.errors import ListenError
+from srvkit.net import inherited
 from srvkit.net.address import parse
-from srvkit.net.listener import SocketSettings, bind
+from srvkit.net.listener import SocketSettings, bind, bind_each
 
 
 @pytest.fixture(params=["unix", "unixgram"])
@@ -355,3 +356,30 @@ def test_a_socket_that_is_bound_and_does_not_listen_yet_is_not_taken_for_a_stale
     assert os.lstat(address.path).st_ino == inode
     first.close()
     bind(address).close()
+
+
+def test_a_socket_of_systemd_outlives_its_listeners(tmp_path: Path, monkeypatch: Any) -> None:
+    """So that a later configuration can name it again; backlog, options and file are systemd's."""
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen(1)
+        monkeypatch.setattr(inherited, "_passed", [inherited.Inherited("a", sock.fileno(), sock)])
+        for _ in range(2):
+            (listener,) = bind_each(parse("systemd:a"))
+            listener.listen()
+            listener.close()
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert path.is_socket()
+
+
+def test_several_sockets_of_one_name_are_several_listeners(monkeypatch: Any) -> None:
+    with socket.socket() as one, socket.socket() as other:
+        passed = [inherited.Inherited("a", sock.fileno(), sock) for sock in (one, other)]
+        monkeypatch.setattr(inherited, "_passed", passed)
+        listeners = bind_each(parse("systemd:a"))
+        assert len(listeners) == 2
+        for listener in listeners:
+            listener.close()
+        with pytest.raises(ListenError, match="several sockets were passed by this name"):
+            bind(parse("systemd:a"))

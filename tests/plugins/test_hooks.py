@@ -120,6 +120,18 @@ def notes(tmp_path: Path) -> Callable[[], list[list[str]]]:
 
 
 @pytest.fixture
+def worker() -> Callable[[Any], str]:
+    """`worker(program)`: the number of the process that serves, once it does."""
+
+    def worker(program: Any) -> str:
+        program.addresses("a")
+        (child,) = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        return child
+
+    return worker
+
+
+@pytest.fixture
 def ask(client: Callable[..., Any], tmp_path: Path) -> Callable[..., bytes]:
     """Say something to the server and return all that it answers."""
 
@@ -137,7 +149,7 @@ def ask(client: Callable[..., Any], tmp_path: Path) -> Callable[..., bytes]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_hook_configure(model, watched, notes):
-    """Called once, with everything the configuration says, before any server is made."""
+    """Called once where it is tried and once in a worker, with everything it says, before any server."""
     program = watched(
         """
         @hookimpl
@@ -152,7 +164,7 @@ def test_hook_configure(model, watched, notes):
     )
     program.addresses("a")
     assert program.end() == 0
-    assert notes() == [["configure", "a", model], ["worker"]]
+    assert notes() == [["configure", "a", model], ["configure", "a", model], ["worker"]]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +192,7 @@ def test_hook_configure_vetoes(statement, status, said, watched, tmp_path):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_hook_server_start(model, watched, notes, tmp_path):
+def test_hook_server_start(model, watched, worker, notes, tmp_path):
     """Called once in the loop's own process and thread, after binding and before clients can connect."""
     program = watched(
         """
@@ -193,14 +205,14 @@ def test_hook_server_start(model, watched, notes, tmp_path):
         """,
         model,
     )
-    program.addresses("a")
+    pid = worker(program)
     assert program.end() == 0
     refused = 111
-    assert notes() == [["a", str(program.pid), str(model == "forking"), str(refused), "True"]]
+    assert notes() == [["a", pid, str(model == "forking"), str(refused), "True"]]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_hook_server_stop(model, watched, notes, ask):
+def test_hook_server_stop(model, watched, worker, notes, ask):
     """Called once, after the last connection, in the process of server_start; what it raises is logged."""
     program = watched(
         """
@@ -221,12 +233,12 @@ def test_hook_server_stop(model, watched, notes, ask):
         """,
         model,
     )
-    program.addresses("a")
+    pid = worker(program)
     assert ask(b"hello\n") == b"hello\n"
     assert program.end() == 0
     assert notes() == [
         ["closed"],
-        ["stop", "a", str(program.pid), str(model == "forking"), "False"],
+        ["stop", "a", pid, str(model == "forking"), "False"],
         ["worker"],
     ]
     assert "srvkit_server_stop of plugin watcher.py failed; everything else goes on" in program.log
@@ -255,7 +267,7 @@ def test_hook_server_stop_is_not_called_where_server_start_was_not(watched, note
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_hook_worker_start(model, watched, notes):
+def test_hook_worker_start(model, watched, worker, notes):
     """Called once in the process, in its main thread, with the worker, before any server starts."""
     program = watched(
         """
@@ -269,13 +281,13 @@ def test_hook_worker_start(model, watched, notes):
         """,
         model,
     )
-    program.addresses("a")
+    pid = worker(program)
     assert program.end() == 0
-    assert notes() == [["worker", str(program.pid), "True", "True", "a"], ["server"]]
+    assert notes() == [["worker", pid, "True", "True", "a"], ["server"]]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_hook_worker_stop(model, watched, notes):
+def test_hook_worker_stop(model, watched, worker, notes):
     """Called once in the main thread after all servers; an exception is logged, the end is as clean."""
     program = watched(
         """
@@ -290,14 +302,14 @@ def test_hook_worker_stop(model, watched, notes):
         """,
         model,
     )
-    program.addresses("a")
+    pid = worker(program)
     assert program.end() == 0
-    assert notes() == [["server"], ["worker", str(program.pid), "True"]]
+    assert notes() == [["server"], ["worker", pid, "True"]]
     assert "srvkit_worker_stop of plugin watcher.py failed; everything else goes on" in program.log
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_hook_verify_request(model, watched, notes, ask):
+def test_hook_verify_request(model, watched, worker, notes, ask):
     """Any False refuses; called in the loop's thread, before anything exists for the connection."""
     program = watched(
         """
@@ -329,7 +341,7 @@ def test_hook_verify_request(model, watched, notes, ask):
         """,
         model,
     )
-    program.addresses("a")
+    pid = worker(program)
     answers = []
     for _ in range(4):
         try:
@@ -338,7 +350,7 @@ def test_hook_verify_request(model, watched, notes, ask):
             answers.append(b"")
     assert answers == [b"hello\n", b"", b"", b"hello\n"]
     assert program.end() == 0
-    verify = ["verify", "a", str(program.pid), "True", "AF_UNIX"]
+    verify = ["verify", "a", pid, "True", "AF_UNIX"]
     assert notes() == [verify, ["open"], verify, verify, ["error", "LookupError"], verify, ["open"]]
     assert "LookupError: cannot say" in program.log
 
@@ -366,7 +378,7 @@ def test_hook_verify_request_refuses_a_datagram(watched, ask, notes, client, tmp
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("handler", ["watched", "blocking"])
-def test_hook_connection_open(handler, model, watched, notes, ask):
+def test_hook_connection_open(handler, model, watched, worker, notes, ask):
     """Called where the handler runs; what it raises is logged and the connection goes on."""
     program = watched(
         """
@@ -391,13 +403,13 @@ def test_hook_connection_open(handler, model, watched, notes, ask):
         model,
         f"told-{handler}",
     )
-    program.addresses("a")
+    pid = worker(program)
     assert ask(b"hello\n") == b"hello\n"
     assert program.end() == 0
     (name, address, *where), (_, *handled) = notes()
     assert (name, address) == ("a", "''")
     assert where == handled
-    assert (where[0] == str(program.pid)) is (model != "forking")
+    assert (where[0] == pid) is (model != "forking")
     assert "srvkit_connection_open of plugin watcher.py failed" in program.log
 
 
@@ -428,17 +440,17 @@ def srvkit_error():
         ("blocking", b"", "eof", ["0", "0"]),
     ],
 )
-def test_hook_connection_close(handler, data, outcome, counts, model, watched, notes, ask):
+def test_hook_connection_close(handler, data, outcome, counts, model, watched, worker, notes, ask):
     """Called exactly once for each open, in the same process, with outcome, seconds and bytes."""
     program = watched(CLOSE, model, handler)
-    program.addresses("a")
+    pid = worker(program)
     ask(data)
     assert program.end() == 0
     opened, *errors, closed = notes()
     assert opened[0] == "open"
     assert errors == ([["error", opened[1]]] if outcome == "error" else [])
     assert closed == ["close", opened[1], "a", outcome, "True", *counts]
-    assert (opened[1] == str(program.pid)) is (model != "forking")
+    assert (opened[1] == pid) is (model != "forking")
     assert "srvkit_connection_close of plugin watcher.py failed" in program.log
 
 

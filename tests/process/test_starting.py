@@ -13,6 +13,7 @@ import threading
 import pytest
 
 GOOD = '[server.good]\nlisten = "unix:good.sock"\nhandler = "hold"\nconcurrency = "{}"\n'
+BOTH_MODES = pytest.mark.parametrize("mode", [["--single"], []], ids=["single", "supervised"])
 BAD = '[server.bad]\nlisten = "unix:bad.sock"\nhandler = "bad"\nconcurrency = "{}"\n'
 
 
@@ -30,22 +31,32 @@ def more():
 """
 
 
+def whole(mode: list[str]) -> str:
+    """Tell plugins which process to signal."""
+    return "os.getpid()" if mode else "os.getppid()"
+
+
 def hooked(statement: str, hook: str) -> str:
     return f"\nimport os, signal, sys\n@hookimpl\ndef {hook}():\n    {statement}\n"
 
 
+@BOTH_MODES
 @pytest.mark.parametrize(
     ("good", "model"),
     [("", "threading"), ("", "forking"), ("threading", "serial"), ("forking", "pool"), ("pool", "forking")],
 )
 @pytest.mark.parametrize("statement", ["raise RuntimeError('no database')", "sys.exit('no database')"])
-def test_a_startup_that_raises_ends_everything(good, model, statement, run, tmp_path):
+def test_a_startup_that_raises_ends_everything(good, model, statement, mode, run, tmp_path):
     program = run((GOOD.format(good) if good else "") + BAD.format(model), bad(statement))
     assert program.ended() == 3
     name = "RuntimeError" if "raise" in statement else "SystemExit"
-    errors = re.findall("ERROR (.*)$", program.log, re.MULTILINE)
-    assert errors[0] == f"srvkit.process: bad: could not start: {name}: no database"
-    assert errors[1:] in ([], ["srvkit.process: bad: its process ended with status 3"])
+    errors = re.findall(r"ERROR \w+\[\d+\]: (.*)$", program.log, re.MULTILINE)
+    assert errors[0] == f"bad: could not start: {name}: no database"
+    if mode:
+        assert errors[1:] in ([], ["bad: its process ended with status 3"])
+    else:
+        assert errors[1:] == []
+        assert program.log.endswith(f"\nsrvkit: bad: could not start: {name}: no database\n")
     assert not list(tmp_path.glob("*.sock"))
 
 
@@ -58,6 +69,7 @@ def test_the_status_tells_the_worst_that_happened(run, say, tmp_path):
     assert "good: cut 1 connection that had not finished\n" in program.log
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("model", ["threading", "forking"])
 def test_an_exception_of_server_start_keeps_the_server_from_starting(model, run, tmp_path):
     program = run(GOOD.format(model), hooked("raise RuntimeError('no')", "srvkit_server_start"))
@@ -67,6 +79,7 @@ def test_an_exception_of_server_start_keeps_the_server_from_starting(model, run,
     assert not list(tmp_path.glob("*.sock"))
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("servers", ["threading", "forking", "threading forking"])
 def test_an_exception_of_worker_start_keeps_everything_from_starting(servers, run, tmp_path):
     tables = "".join(GOOD.replace("good", model).format(model) for model in servers.split())
@@ -95,26 +108,28 @@ def srvkit_worker_start(worker):
     assert program.ended() == 3
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("model", ["threading", "forking"])
 @pytest.mark.parametrize("hook", ["srvkit_worker_start", "srvkit_server_start"])
-def test_a_signal_during_the_start_stops_cleanly(hook, model, number, run, tmp_path):
-    program = run(GOOD.format(model), hooked(f"os.kill(os.getpid(), {number})", hook))
+def test_a_signal_during_the_start_stops_cleanly(hook, model, number, mode, run, tmp_path):
+    program = run(GOOD.format(model), hooked(f"os.kill({whole(mode)}, {number})", hook))
     assert program.ended() == 0
     assert "Traceback" not in program.log
     assert not list(tmp_path.glob("*.sock"))
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("servers", ["threading", "forking", "threading forking"])
-def test_a_signal_between_binding_and_serving_stops_cleanly(servers, run, tmp_path):
-    plugin = """
+def test_a_signal_between_binding_and_serving_stops_cleanly(servers, mode, run, tmp_path):
+    plugin = f"""
 import os, signal
 from srvkit import ForkingMixIn, ThreadingMixIn
 
 class Late:
     @classmethod
     def from_listeners(cls, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill({whole(mode)}, signal.SIGTERM)
         return super().from_listeners(*arguments)
 
 class LateThreading(Late, ThreadingMixIn): ...
@@ -122,7 +137,7 @@ class LateForking(Late, ForkingMixIn): ...
 
 @hookimpl
 def srvkit_concurrency():
-    return {"late-threading": LateThreading, "late-forking": LateForking}
+    return {{"late-threading": LateThreading, "late-forking": LateForking}}
 """
     tables = "".join(GOOD.replace("good", model).format(f"late-{model}") for model in servers.split())
     program = run(tables, plugin)
@@ -131,21 +146,26 @@ def srvkit_concurrency():
     assert not list(tmp_path.glob("*.sock"))
 
 
+@BOTH_MODES
 @pytest.mark.parametrize(("model", "hook"), [("threading", "srvkit_worker_start"), ("forking", "startup")])
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGQUIT,)])
-def test_a_start_that_hangs_can_be_broken_off(model, hook, numbers, run, tmp_path):
+def test_a_start_that_hangs_can_be_broken_off(model, hook, numbers, mode, run, tmp_path):
     hang = "os.write(2, b'hanging\\n'); threading.Event().wait()"
     plugin = bad(hang) if hook == "startup" else bad("pass") + hooked(hang, hook)
     program = run(BAD.format(model), plugin)
     program.wait_for("^hanging$")
     for number in numbers:
         program.process.send_signal(number)
-    assert program.ended() == 3
-    assert "broken off by a signal" in program.log
+    if mode:
+        assert program.ended() == 3
+        assert "broken off by a signal" in program.log
+    else:  # no client has lost anything
+        assert program.ended() == 0
     assert "Traceback" not in program.log
     assert not list(tmp_path.glob("*.sock"))
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("other", ["", BAD.format("forking")], ids=["one", "two"])
 def test_term_at_any_moment_of_the_start_leaves_nothing_behind(other, run, tmp_path):
     for _ in range(5):
@@ -156,17 +176,23 @@ def test_term_at_any_moment_of_the_start_leaves_nothing_behind(other, run, tmp_p
         assert not list(tmp_path.glob("*.sock"))
 
 
-def test_a_second_start_refuses_and_leaves_the_first_alone(run, start, say, tmp_path):
+@BOTH_MODES
+def test_a_second_start_refuses_and_leaves_the_first_alone(run, start, say, mode, tmp_path):
     first = run(GOOD.format("threading"))
     (address,) = first.addresses("good")
-    with start("-m", "srvkit", "run", folder=tmp_path) as second:
+    with start("-m", "srvkit", "run", *mode, folder=tmp_path) as second:
         assert second.ended() == 3
-        assert second.log == "srvkit: cannot listen on unix:good.sock: another server is listening there\n"
+        assert second.log == (
+            "srvkit: cannot listen on unix:good.sock: another server is listening there\n"
+            if mode
+            else f"srvkit: this configuration is running already (pid {first.pid})\n"
+        )
     assert (tmp_path / "good.sock").is_socket()
     say(address, b"hello")
     assert first.end() == 0
 
 
+@BOTH_MODES
 def test_a_thread_at_import_forbids_forking(run, tmp_path):
     plugin = """
 import time
@@ -182,8 +208,17 @@ threading.Thread(target=time.sleep, args=(60,), daemon=True, name="mining").star
 
 
 @pytest.mark.parametrize(
-    ("left", "cannot"),
-    [(2, "listen on unix:good.sock"), (3, "run"), (4, "run"), (5, "run")],
+    ("mode", "left", "cannot"),
+    [
+        (["--single"], 2, "cannot listen on unix:good.sock"),
+        (["--single"], 3, "cannot run"),
+        (["--single"], 4, "cannot run"),
+        (["--single"], 5, "cannot run"),
+        ([], 0, "good: cannot run"),
+        ([], 1, "good: cannot run"),
+        ([], 2, "good: cannot run"),
+        ([], 3, "good: cannot run"),
+    ],
 )
 def test_a_system_that_has_no_descriptors_left_is_an_error_of_one_line(left, cannot, run, tmp_path):
     plugin = f"""
@@ -194,10 +229,11 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {left}, lowest + {left}))
 """
     program = run(GOOD.format("threading"), plugin)
     assert program.ended() == 3
-    assert program.log == f"srvkit: cannot {cannot}: Too many open files\n"
+    assert program.log == f"srvkit: {cannot}: Too many open files\n"
     assert not list(tmp_path.glob("*.sock"))
 
 
+@BOTH_MODES
 def test_closed_standard_files_are_no_obstacle(tmp_path, run, say):
     servers = GOOD.format("threading") + GOOD.replace("good", "forks").format("forking")
     program = run(servers, preexec_fn=lambda: [os.close(fd) for fd in range(3)])

@@ -9,12 +9,14 @@ import signal
 import pytest
 
 MODELS = ["serial", "threading", "pool", "forking"]
+BOTH_MODES = pytest.mark.parametrize("mode", [["--single"], []], ids=["single", "supervised"])
 
 
 def server(model: str, name: str = "a", listen: str = "tcp://127.0.0.1:0") -> str:
     return f'[server.{name}]\nlisten = "{listen}"\nhandler = "hold"\nconcurrency = "{model}"\n'
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("model", ["threading", "forking"])
 def test_a_signal_ends_an_idle_server_cleanly(model, number, run):
@@ -25,6 +27,7 @@ def test_a_signal_ends_an_idle_server_cleanly(model, number, run):
     assert "Traceback" not in program.log
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("model", MODELS)
 def test_a_request_at_hand_is_answered_before_the_end(model, run, say, tmp_path):
     program = run(server(model))
@@ -38,6 +41,7 @@ def test_a_request_at_hand_is_answered_before_the_end(model, run, say, tmp_path)
     assert program.ended() == 0
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("model", MODELS)
 def test_a_connection_that_is_idle_between_messages_does_not_delay_the_stop(model, run, say):
     program = run(server(model))
@@ -47,6 +51,7 @@ def test_a_connection_that_is_idle_between_messages_does_not_delay_the_stop(mode
     assert file.readline() == b""
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("model", MODELS)
 def test_an_endless_request_is_cut_at_the_deadline(model, run, say):
     program = run(server(model), drain_timeout="50ms")
@@ -57,6 +62,7 @@ def test_an_endless_request_is_cut_at_the_deadline(model, run, say):
     assert "a: cut 1 connection that had not finished\n" in program.log
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("model", ["threading", "forking"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_second_signal_does_not_wait_for_the_deadline(model, number, run, say):
@@ -70,6 +76,7 @@ def test_a_second_signal_does_not_wait_for_the_deadline(model, number, run, say)
     assert "a: cut 1 connection that had not finished\n" in program.log
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("model", ["threading", "forking"])
 def test_quit_cuts_at_once(model, run, say):
     program = run(server(model))

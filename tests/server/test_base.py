@@ -165,6 +165,9 @@ def test_overridden_service_actions_are_called_on_their_clock(serving: Any) -> N
 # Waiting
 
 IDLE = """
+[srvkit]
+heartbeat_timeout = "1h"
+
 [server.threading]
 listen = ["tcp://127.0.0.1:0", "unix:idle.sock"]
 handler = "echo"
@@ -193,7 +196,7 @@ def processes(pid: int) -> list[int]:
 
 
 def test_an_idle_server_makes_no_system_calls(run_srvkit: Any, client: Any, tool: Any) -> None:
-    """Not before its first client, and not after: kept threads and reaped children do not poll either."""
+    """Between its heartbeats: kept threads, reaped children and the supervisor do not poll either."""
     tool("strace")
     program = run_srvkit(IDLE)
     for name in ("threading", "pool", "forking"):
@@ -202,7 +205,7 @@ def test_an_idle_server_makes_no_system_calls(run_srvkit: Any, client: Any, tool
             sock.shutdown(socket.SHUT_WR)
             assert sock.recv(1) == b""
     traced = processes(program.pid)
-    assert len(traced) == 2
+    assert len(traced) == 5
     wait_until_asleep(traced)
     arguments = [argument for pid in traced for argument in ("-p", str(pid))]
     trace = subprocess.Popen(["strace", "-f", *arguments], stderr=subprocess.PIPE, text=True)
@@ -253,12 +256,13 @@ def test_a_server_out_of_descriptors_waits_and_recovers(
     """It tries again ever more rarely, says so once a second at most, and then serves who waited."""
     program = run_code(BARE) if policy == "bare" else run_srvkit(COMPOSED)
     (address,) = program.addresses("echo")
-    limits = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+    pid = processes(program.pid)[-1]  # of the supervisor's only worker, or the program itself
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     with client(address) as open_before:
         assert ask(open_before) == b"hello\n"
-        taken = {int(name) for name in os.listdir(f"/proc/{program.pid}/fd")}
+        taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
         free = next(number for number in range(len(taken) + 1) if number not in taken)
-        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limits[1]))
         with client(address) as waiting:
             waiting.sendall(b"hello\n")
             program.wait_for("cannot accept: .*Too many open files")
@@ -266,7 +270,7 @@ def test_a_server_out_of_descriptors_waits_and_recovers(
             # Ten milliseconds, doubling: at most seven tries fit into the second before the next line.
             held_back = program.wait_for(r"cannot accept: .*\((\d+) like it held back\)")[1]
             assert int(held_back) <= 7
-            resource.prlimit(program.pid, resource.RLIMIT_NOFILE, limits)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
             assert waiting.recv(100) == b"hello\n"
         with client(address) as afterwards:
             assert ask(afterwards) == b"hello\n"

@@ -303,7 +303,7 @@ def test_under_forking_it_is_one_line_too(moment: bytes, run_srvkit: Any, client
         assert sock.recv(1000)
     host, port = sock.getsockname()
     reset(sock)
-    program.wait_for(rf"INFO srvkit.server: test: {host}:{port} ended: reset$")
+    program.wait_for(rf"INFO test\[\d+\]: test: {host}:{port} ended: reset$")
     assert program.end() == 0
     assert len([line for line in program.log.splitlines() if f"{host}:{port}" in line]) == 1
     assert "Traceback" not in program.log

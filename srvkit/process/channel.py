@@ -1,0 +1,174 @@
+"""What a supervisor and one of its children say to each other: lines of JSON, and descriptors.
+
+Neither side ever waits for the other. That the other side has ended shows as the end of the stream, so
+for a child it is also how it learns that its supervisor is dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from srvkit.net.readiness import READ, WRITE, Readiness
+
+Message = dict[str, Any]
+
+_CHUNK = 65536
+_MOST_DESCRIPTORS = 16
+
+
+class Channel:
+    """One end of a channel; `open_channel` makes both.
+
+    `attach` has it served by a loop: `heard(message, descriptors)` for each message, whose descriptors
+    belong to whoever hears it, and `ended()` once when the other side is gone.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._received = b""
+        self._descriptors: list[int] = []
+        self._outgoing: list[tuple[bytes, Sequence[int]]] = []
+        self._loop: Readiness | None = None
+        self._heard: Callable[[Message, list[int]], None] | None = None
+        self._ended: Callable[[], None] | None = None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def attach(
+        self,
+        loop: Readiness,
+        heard: Callable[[Message, list[int]], None],
+        ended: Callable[[], None],
+    ) -> None:
+        """Be served by this loop from now on."""
+        self._loop, self._heard, self._ended = loop, heard, ended
+        self._watch()
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, as soon as there is room; to somebody who is gone, nothing. From the loop's thread.
+
+        Descriptors are duplicated here, and may be closed when this returns.
+        """
+        own = [os.dup(fd) for fd in descriptors]
+        line = json.dumps(message | {"descriptors": len(own)} if own else message).encode() + b"\n"
+        self._outgoing.append((line, own))
+        self._write()
+
+    def say(self, message: Message) -> None:
+        """Send a message and wait until it is out; where nothing else is going on."""
+        self._socket.setblocking(True)
+        with suppress(OSError):  # the other side is gone
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        self._socket.setblocking(False)
+
+    def read_the_rest(self) -> None:
+        """Hear what the other side had said before it ended."""
+        while self._loop is not None and self._read():
+            pass
+
+    def die_with_the_other_side(self, yes: bool = True) -> None:
+        """Let the kernel end this process as soon as anything is heard, the end included.
+
+        For a time in which nobody reads here: plugins that are being imported may do anything.
+        """
+        fd = self.fileno()
+        if yes:
+            signal.signal(signal.SIGIO, signal.SIG_DFL)
+            fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        wanted = flags | os.O_ASYNC if yes else flags & ~os.O_ASYNC
+        fcntl.fcntl(fd, fcntl.F_SETFL, wanted)
+
+    def leave(self) -> None:
+        """Close the descriptor alone, in a forked process that has no use for it."""
+        self._socket.close()
+
+    def close(self) -> None:
+        if self._loop is not None:
+            self._loop.unwatch(self.fileno())
+            self._loop = None
+        self._socket.close()
+        for fd in self._descriptors:
+            os.close(fd)
+        for _, descriptors in self._outgoing:
+            for fd in descriptors:
+                os.close(fd)
+        self._descriptors, self._outgoing = [], []
+
+    # ---- in the loop
+
+    def _watch(self) -> None:
+        if self._loop is not None:
+            self._loop.watch(self.fileno(), self._ready, READ | (WRITE if self._outgoing else 0))
+
+    def _ready(self) -> None:
+        if self._outgoing:
+            self._write()
+        if self._loop is not None:
+            self._read()
+
+    def _write(self) -> None:
+        while self._outgoing:
+            line, descriptors = self._outgoing[0]
+            try:
+                sent = socket.send_fds(self._socket, [line], descriptors)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._outgoing.clear()  # the end of the stream says the rest
+                break
+            for fd in descriptors:
+                os.close(fd)
+            if sent < len(line):
+                self._outgoing[0] = line[sent:], ()
+            else:
+                del self._outgoing[0]
+        self._watch()
+
+    def _read(self) -> bool:
+        """Hear what has come; return whether there may be more."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_DESCRIPTORS)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data, descriptors = b"", []
+        for fd in descriptors:
+            os.set_inheritable(fd, False)
+        self._descriptors += descriptors
+        if not data:
+            self._end()
+            return False
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            if self._loop is None:  # closed by whoever heard the one before
+                return False
+            message = json.loads(line)
+            count = message.pop("descriptors", 0)
+            mine, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+            if self._heard is not None:
+                self._heard(message, mine)
+        return True
+
+    def _end(self) -> None:
+        ended = self._ended
+        if self._loop is not None:
+            self._loop.unwatch(self.fileno())
+            self._loop = None
+        if ended is not None:
+            ended()
+
+
+def open_channel() -> tuple[Channel, Channel]:
+    """Return both ends of a new channel."""
+    one, other = socket.socketpair()
+    return Channel(one), Channel(other)

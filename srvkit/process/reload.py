@@ -1,0 +1,183 @@
+"""From one configuration to the next, as a transaction: tried out, bound, started, and only then in force.
+
+The first start is the same, with nothing before it. What fails on the way leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from srvkit.config.model import Config, Problems
+from srvkit.errors import SrvkitError
+from srvkit.net.listener import Listener
+from srvkit.net.readiness import Timer
+from srvkit.process.channel import Message, open_channel
+from srvkit.process.children import ending
+from srvkit.process.cpus import usable_cpus
+from srvkit.process.listening import ListeningSockets
+from srvkit.process.supervised import try_out
+from srvkit.process.workers import Surroundings, Workers
+
+log = logging.getLogger("srvkit.process")
+
+CANNOT_START = 3
+
+
+@dataclass
+class Generation:
+    """A configuration in force: its sockets, and the workers of its servers."""
+
+    number: int
+    config: Config
+    sockets: ListeningSockets
+    workers: dict[str, Workers] = field(default_factory=dict)
+
+
+class Change:
+    """One transaction; `done(self)` is called when it is over, one way or the other.
+
+    Afterwards `made` is the new generation, or None, with `errors` saying why and `status` how bad it is.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        problems: Problems,
+        before: Generation | None,
+        around: Surroundings,
+        done: Callable[[Change], None],
+    ) -> None:
+        self.config = config
+        self.made: Generation | None = None
+        self.errors: list[str] = []
+        self.status = 0
+        self.began = monotonic()
+        self._problems = problems
+        self._before = before
+        self._around = around
+        self._done = done
+        self._new: Generation | None = None
+        self._child = 0
+        self._timer: Timer | None = None
+        self._over = False
+
+    def begin(self) -> None:
+        """Try the configuration out, in a child that nobody will miss."""
+        ours, theirs = open_channel()
+        answers: list[Message] = []
+
+        def main() -> int:
+            self._around.leave(())
+            ours.close()
+            return try_out(self.config, self._problems, theirs)
+
+        def ended(status: int) -> None:
+            ours.read_the_rest()
+            ours.close()
+            self._tried(answers[0] if answers else None, status)
+
+        try:
+            self._child = self._around.children.fork(main, ended)
+        except OSError as error:
+            ours.close()
+            self._fail([f"no process can be had: {error.strerror}"])
+            return
+        finally:
+            theirs.close()
+        ours.attach(self._around.loop, lambda message, _: answers.append(message), lambda: None)
+        self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._too_late)
+
+    def give_up(self, why: str) -> None:
+        """Break it off; nothing has changed."""
+        self._around.children.signal(self._child, signal.SIGKILL)
+        self._fail([why])
+
+    def news(self) -> None:
+        """Look at what has become of the new workers."""
+        if self._new is None or self._over:
+            return
+        failed = [one for one in self._new.workers.values() if one.failed]
+        if failed:
+            self._fail(
+                [line for one in failed for line in one.failed], max(one.failed_status for one in failed)
+            )
+        elif all(one.is_ready for one in self._new.workers.values()):
+            self._succeed()
+
+    def _too_late(self) -> None:
+        self._around.children.signal(self._child, signal.SIGKILL)
+        self._fail(["the plugins were not imported within ready_timeout"])
+
+    def _tried(self, answer: Message | None, status: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._over:
+            return
+        if answer is None:
+            self._fail([f"the process that tried the configuration out {ending(status)}"])
+            return
+        if answer["errors"]:
+            self._fail(answer["errors"], answer["status"])
+            return
+        try:
+            self._around.found_good(self.config)
+        except SrvkitError as error:
+            self._fail([str(error)], error.exit_status)
+            return
+        for note in answer["notes"]:
+            log.info("%s", note)
+        self._start()
+
+    def _start(self) -> None:
+        before = self._before
+        try:
+            sockets = ListeningSockets(self.config, before.sockets if before is not None else None)
+        except SrvkitError as error:
+            self._fail([str(error)], error.exit_status)
+            return
+        self._new = Generation(before.number + 1 if before is not None else 1, self.config, sockets)
+        for name, settings in self.config.server.items():
+            self._new.workers[name] = Workers(
+                name,
+                self.config,
+                self._problems,
+                sockets.of[name],
+                settings.workers or usable_cpus(),
+                self._around,
+            )
+        try:
+            for workers in self._new.workers.values():
+                workers.start()
+        except OSError as error:
+            self._fail([f"no process can be had for a worker: {error.strerror}"])
+
+    def _succeed(self) -> None:
+        self._over = True
+        self.made = self._new
+        self._done(self)
+
+    def _fail(self, errors: list[str], status: int = CANNOT_START) -> None:
+        if self._over:
+            return
+        self._over = True
+        self.errors, self.status = errors, status
+        if self._new is not None:
+            for workers in self._new.workers.values():
+                workers.cut()
+            self._new.sockets.give_up()
+        self._done(self)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Return the sockets that were added for what is not in force yet."""
+        return self._new.sockets.added if self._new is not None and self.made is None else []
+
+    @property
+    def half_made(self) -> list[Any]:
+        """Return the workers of a generation that is not, or never came to be, in force."""
+        return list(self._new.workers.values()) if self._new is not None and self.made is None else []

@@ -1,0 +1,232 @@
+"""USR2: a new installation of srvkit takes the place of the supervisor, in the same process.
+
+The number of the process stays, and so does everything that is open: sockets, lock, control socket, and
+the channels to the workers, who notice nothing and serve until the new ones are ready. What the new
+program must know of all that is a table in a file without a name, whose descriptor is in its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srvkit.net.address import parse
+from srvkit.net.listener import Listener
+from srvkit.process.channel import Channel
+from srvkit.process.children import ending
+from srvkit.process.control import ControlSocket
+from srvkit.process.places import Lock, PidFile
+from srvkit.process.reload import Generation
+from srvkit.process.scoreboard import Board, Counts
+from srvkit.process.signals import hold_back
+from srvkit.process.unnamed import contents, unnamed_file
+from srvkit.process.workers import Surroundings, WorkerProcess, Workers
+
+log = logging.getLogger("srvkit.process")
+
+VARIABLE = "SRVKIT_REPLACES"
+MOST_OUTPUT = 65536  # bytes
+FORMAT = 1  # of the table; a program that knows another one does not take over
+
+Table = dict[str, Any]
+
+
+class NotReplaced(Exception):
+    """The new program cannot be executed."""
+
+
+def check(words: list[str], around: Surroundings, timeout: float, done: Callable[[bool], None]) -> None:
+    """Ask the new installation whether it would start; `done(answer)` is called when it has said so.
+
+    `words` are those of a command of srvkit; what it prints, if it fails, is logged.
+    """
+    command = [sys.executable, "-P", "-m", "srvkit", *words]
+    output = unnamed_file("check")
+
+    def main() -> int:
+        around.leave(())
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execv(command[0], command)
+
+    def ended(status: int) -> None:
+        timer.cancel()
+        lines = contents(output, MOST_OUTPUT).splitlines() if status else ()
+        os.close(output)
+        for line in lines:
+            log.error("%s", line)
+        if status:
+            log.error("the check %s, so nothing is replaced", ending(status))
+        done(not status)
+
+    pid = around.children.fork(main, ended)
+    timer = around.loop.call_later(timeout, lambda: around.children.signal(pid, signal.SIGKILL))
+
+
+def execute(table: Table, descriptors: list[int], environ: dict[str, str], signals: tuple[int, ...]) -> None:
+    """Run this command once more in this process, and let it have the table and the descriptors.
+
+    Does not return. Raises NotReplaced, with everything as it was.
+    """
+    memory = unnamed_file("replaces")
+    try:
+        os.write(memory, json.dumps(table | {"format": FORMAT}).encode())
+        hold_back(*signals)  # the new program has no handlers yet
+        with _inheritable([*descriptors, memory]):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            command = [sys.executable, *sys.orig_argv[1:]]
+            os.execve(sys.executable, command, os.environ | environ | {VARIABLE: str(memory)})
+    except OSError as error:
+        raise NotReplaced(f"{sys.executable}: {error.strerror or error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        os.close(memory)
+
+
+@contextmanager
+def _inheritable(descriptors: list[int]) -> Iterator[None]:
+    try:
+        for fd in descriptors:
+            os.set_inheritable(fd, True)
+        yield
+    finally:
+        for fd in descriptors:
+            os.set_inheritable(fd, False)
+
+
+def receive(environ: MutableMapping[str, str] = os.environ) -> Table | None:
+    """Return the table of the program whose place this one has taken; None where there is none.
+
+    Its descriptors are not inherited any further.
+    """
+    text = environ.pop(VARIABLE, "")
+    if not text.isdecimal():
+        return None
+    fd = int(text)
+    os.set_inheritable(fd, False)
+    table: Table = json.loads(contents(fd, os.fstat(fd).st_size))
+    os.close(fd)
+    if table["format"] != FORMAT:
+        raise NotReplaced(f"a table of format {table['format']}, this version knows {FORMAT} only")
+    return table
+
+
+@dataclass
+class Held:
+    """What a supervisor holds on to, and hands over."""
+
+    began: float
+    generation: Generation
+    old: list[Workers]
+    lock: Lock | None
+    pid_file: PidFile | None
+    control: ControlSocket | None
+
+
+def table_of(held: Held) -> tuple[Table, list[int]]:
+    """Return the table, and the descriptors it speaks of."""
+    fds: list[int] = []
+    control = held.control
+    table = {
+        "began": held.began,
+        "generation": held.generation.number,
+        "listeners": [
+            [server, name, address, listener_entry(listener, fds)]
+            for server, name, address, listener in held.generation.sockets.entries()
+        ],
+        "workers": [workers_entry(one, fds) for one in held.generation.workers.values()],
+        "old": [workers_entry(one, fds) for one in held.old],
+        "lock": path_entry(held.lock, held.lock.fileno(), fds) if held.lock else None,
+        "pid_file": path_entry(held.pid_file, held.pid_file.fileno(), fds) if held.pid_file else None,
+        "control": path_entry(control, control.descriptors()[0], fds) if control else None,
+    }
+    return table, fds
+
+
+# ---- sockets
+
+
+def listener_entry(listener: Listener, descriptors: list[int]) -> Table:
+    """Return a listener as it stands in the table."""
+    claim = listener.claim
+    descriptors += [listener.fileno(), *([claim.fileno()] if claim is not None else [])]
+    return {
+        "address": str(listener.address),
+        "fd": listener.fileno(),
+        "claim": claim.fileno() if claim is not None else None,
+    }
+
+
+def listener_of(entry: Table) -> Listener:
+    """Make the listener of an entry."""
+    claim = _socket(entry["claim"]) if entry["claim"] is not None else None
+    return Listener(parse(entry["address"]), _socket(entry["fd"]), None, claim)
+
+
+def _socket(fd: int) -> socket.socket:
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)
+
+
+# ---- workers
+
+
+def workers_entry(workers: Workers, descriptors: list[int]) -> Table:
+    """Return the workers of a server as they stand in the table."""
+    entries = []
+    for worker in workers.workers.values():
+        fds = [worker.channel.fileno(), worker.lifeline, worker.board.fileno(), worker.stacks]
+        descriptors += fds
+        entries.append({"pid": worker.pid, "since": worker.since, "state": worker.state, "fds": fds})
+    return {
+        "name": workers.name,
+        "model": workers.model,
+        "workers": entries,
+        "before": workers.before.cells(),
+        "lost": workers.lost,
+        "restarts": workers.restarts,
+    }
+
+
+def adopt_workers(entry: Table, workers: Workers) -> None:
+    """Fill `workers` with those of an entry."""
+    workers.before = Counts(entry["before"])
+    workers.lost, workers.restarts = entry["lost"], entry["restarts"]
+    for one in entry["workers"]:
+        channel, lifeline, board, stacks = one["fds"]
+        for fd in one["fds"]:
+            os.set_inheritable(fd, False)
+        worker = WorkerProcess(
+            one["pid"],
+            Channel(socket.socket(fileno=channel)),
+            lifeline,
+            Board(board),
+            stacks,
+            one["since"],
+            None,
+        )
+        worker.state = one["state"]
+        workers.adopt(worker)
+
+
+def path_entry(thing: Lock | PidFile | ControlSocket, fd: int, descriptors: list[int]) -> Table:
+    """Return something that has a path and a descriptor as it stands in the table."""
+    descriptors.append(fd)
+    return {"path": str(thing.path), "fd": fd}
+
+
+def path_and_descriptor(entry: Table) -> tuple[Path, int]:
+    """Return what `path_entry` wrote."""
+    os.set_inheritable(entry["fd"], False)
+    return Path(entry["path"]), entry["fd"]

@@ -1,0 +1,354 @@
+"""The worker's side of supervision: become one, tell the supervisor, do as it says, end when it is dead.
+
+A worker has one server. It is forked from a process that has imported no plugin, so plugins are new here
+each time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import fcntl
+import importlib
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from srvkit.config.assemble import assemble
+from srvkit.config.compose import Plan
+from srvkit.config.model import Config, Problems
+from srvkit.errors import SrvkitError
+from srvkit.net.address import display
+from srvkit.net.listener import Listener
+from srvkit.plugins.manager import Plugins
+from srvkit.process import privileges
+from srvkit.process.channel import Channel, Message
+from srvkit.process.logfile import LogFile
+from srvkit.process.run import refuse_threads
+from srvkit.process.scoreboard import Board, ChildRows
+from srvkit.process.worker import CANNOT_START, Worker
+from srvkit.server.accounts import AccountsMixIn, ForkedAccountsMixIn
+from srvkit.server.handler import kind_of
+from srvkit.server.stream import TCPServer
+
+log = logging.getLogger("srvkit.process")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
+# What is said to a whole group of processes, or to all of one name, is meant for the supervisor.
+IGNORED_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGALRM", "SIGWINCH")
+    if hasattr(signal, name)
+)
+BEATS = 3  # in one heartbeat_timeout
+SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
+LAST_MOMENT = 0.4  # seconds for handlers to notice, when there is no supervisor any more
+
+Assembler = Callable[[], tuple[Plan, Plugins]]
+
+
+@dataclass
+class Post:
+    """What a new worker is given: its server's place in the configuration, and what it is to hold on to."""
+
+    server: str
+    config: Config
+    problems: Problems
+    listeners: list[Listener]
+    channel: Channel
+    lifeline: int  # one end of a pipe into which nobody writes; the other dies with the supervisor
+    board: Board
+    stacks: int  # where the interpreter writes every stack, when the worker is aborted
+    log_file: LogFile
+    has_peers: bool  # whether there are other workers of this server
+    tells_files: bool  # whether the supervisor wants to know what a developer may edit
+
+
+def try_out(config: Config, problems: Problems, channel: Channel) -> int:
+    """Do with a configuration all that a worker does before it serves, and say what is wrong with it."""
+    _begin_afresh()
+    channel.die_with_the_other_side()
+    channel.say(_trial(config, problems))
+    return 0
+
+
+def _trial(config: Config, problems: Problems) -> Message:
+    settings = config.srvkit
+    refused = privileges.check(settings.user, settings.group)
+    for key, message in refused:
+        problems.add(("srvkit", key), message)
+    try:
+        if not refused:
+            privileges.drop(settings.user, settings.group)
+        elif os.geteuid() == 0:  # and plugins must not be imported by root that were meant for another
+            problems.raise_if_any()
+        plans, notes = _assembled(config, problems)
+    except SrvkitError as error:
+        return {"errors": str(error).splitlines(), "status": error.exit_status}
+    except BaseException as error:
+        log.exception("a plugin broke")
+        return {"errors": [f"a plugin broke: {type(error).__name__}: {error}"], "status": CANNOT_START}
+    return {"errors": [], "notes": notes, "models": {plan.name: plan.model for plan in plans}}
+
+
+def _assembled(config: Config, problems: Problems) -> tuple[list[Plan], list[str]]:
+    assembled = assemble(config, problems)
+    if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
+        refuse_threads()
+    return assembled.plans, assembled.plugins.notes
+
+
+def serve(post: Post) -> int:
+    """Be a worker until told to stop; returns the exit status. In a process just forked for this."""
+    channel = post.channel
+    _begin_afresh()
+    faulthandler.enable(post.stacks)
+    _hold_on_to(post.lifeline)
+    os.register_at_fork(after_in_child=lambda: _let_go(channel, post.lifeline))
+    for listener in post.listeners:
+        listener.lend()
+    settings = post.config.srvkit
+    try:
+        raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
+        privileges.drop(settings.user, settings.group)
+        assembled = assemble(post.config, post.problems)
+        (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
+        if not plan.server_class.fork_beside_threads:
+            refuse_threads()
+        worker = SupervisedWorker(plan, assembled.plugins, post)
+        status = worker.run()
+    except SrvkitError as error:
+        channel.say({"event": "failed", "errors": str(error).splitlines()})
+        return error.exit_status
+    except OSError as error:
+        channel.say({"event": "failed", "errors": [f"{post.server}: cannot run: {error.strerror or error}"]})
+        return CANNOT_START
+    if worker.failure:
+        channel.say({"event": "failed", "errors": [f"{post.server}: {worker.failure}"]})
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    return status
+
+
+def _hold_on_to(lifeline: int) -> None:
+    """Let the kernel end this process, and all it forks, at once when the supervisor is no more.
+
+    Whatever a plugin does meanwhile: the interpreter is not asked, its lock may be held for ever.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # it died before
+        os._exit(1)
+
+
+def _let_go(channel: Channel, lifeline: int) -> None:
+    """Close, in a child of a worker, what is for the worker alone: only it speaks for itself."""
+    channel.leave()
+    os.close(lifeline)
+
+
+def _begin_afresh() -> None:
+    """Undo what a fork leaves of the supervisor: its signals, and what the import system remembers.
+
+    Compiled files are told from stale ones by size and whole seconds, so none is written here: a plugin
+    may be edited twice in one second.
+    """
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
+    signal.set_wakeup_fd(-1)
+    for number in (*STOP_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+class SupervisedWorker(Worker):
+    """A worker that answers to a supervisor."""
+
+    def __init__(self, plan: Plan, plugins: Plugins, post: Post) -> None:
+        settings = post.config.srvkit
+        limits = post.config.server[post.server].limits
+        self._interval = settings.heartbeat_timeout / BEATS
+        self._max_rss = limits.max_rss
+        self._runs_in_loop = plan.model == "serial"
+        self._blocks = kind_of(plan.handler) == "blocking"
+        self._seen = (0, 0)
+        self._asked_to_retire = False
+        self._is_heard = False  # whether the supervisor knows that it is ready
+        self._channel = post.channel
+        self._board = post.board
+        self._log_file = post.log_file
+        self._tells_files = post.tells_files
+        server: Any = _with_accounts(
+            plan, post.board, self._interval, limits.max_requests, post.has_peers
+        ).build(post.listeners)
+        super().__init__([server], plugins, settings.drain_timeout, STOP_SIGNALS, IGNORED_SIGNALS)
+        self._server = server
+        self._server.on_enough = self._has_enough
+        self.on_ready = self._tell_ready
+        if self._runs_in_loop:
+            self._loop.call_later(self._interval, self._vouch)
+        if self._max_rss:
+            self._loop.call_later(self._interval, self._weigh)
+
+    def announce(self, server: TCPServer) -> None:
+        """Leave it to the supervisor, which has all of a server's workers in view."""
+
+    # ---- what it tells
+
+    def _tell_ready(self) -> None:
+        """Say so before the first client can do harm; in the server's thread."""
+        self._channel.say({"event": "ready", "files": _own_files() if self._tells_files else []})
+        self._is_heard = True
+        self._loop.call_soon(lambda: self._channel.attach(self._loop, self._heard, self._orphaned))
+
+    def _has_enough(self) -> None:
+        self._loop.call_soon(lambda: self._ask_to_retire("max_requests"))
+
+    def _ask_to_retire(self, why: str) -> None:
+        if not self._asked_to_retire:
+            self._asked_to_retire = True
+            self._channel.send({"event": "retire", "why": why})
+
+    def _weigh(self) -> None:
+        if resident_size(self.pid) > self._max_rss:
+            self._ask_to_retire("max_rss")
+        else:
+            self._loop.call_later(self._interval, self._weigh)
+
+    def _vouch(self) -> None:
+        """Beat for a loop that has given its thread to a handler, unless that handler has hung.
+
+        A handler that does its own reading may take its time. A message handler may not, but waits for
+        its peer are srvkit's own: while there is one, or there was one since, all is well.
+        """
+        if self._blocks and self._server.requests_at_hand():
+            self._board.beat()
+        for one in list(self._server.at_hand.values()):
+            waits = getattr(one.request, "waits", 0)
+            if waits % 2 or (one.number, waits) != self._seen:
+                self._board.beat()
+            self._seen = one.number, waits
+        self._loop.call_later(self._interval, self._vouch)
+
+    # ---- what it is told
+
+    def _signalled(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if number == signal.SIGTERM and self._is_heard and not self._stopping:
+                self._ask_to_retire("TERM")  # whoever sent it wants this one replaced
+            elif number in STOP_SIGNALS:
+                super()._signalled([number])
+
+    def _heard(self, message: Message, descriptors: list[int]) -> None:
+        do = message["do"]
+        if do == "retire":
+            self._server.shared = frozenset(message["shared"])
+            self.stop(message["timeout"])
+        elif do == "stop":
+            self.stop(message["timeout"])
+        elif do == "cut":
+            self.cut()
+        elif do == "log":
+            self._log_file.replace(descriptors[0])
+        elif do == "connections":
+            self._channel.send({"event": "answer", "ask": message["ask"], "connections": self._connections()})
+        elif do == "kill":
+            self._channel.send(
+                {"event": "answer", "ask": message["ask"], "killed": self._kill(message["number"])}
+            )
+
+    def _orphaned(self) -> None:
+        log.warning("%s: the supervisor is gone, so this worker ends", self._server.name)
+        self.after_the_cut = LAST_MOMENT
+        self.cut()
+
+    def _connections(self) -> list[Message]:
+        now = monotonic()
+        # Where connections live in a loop, their links keep the account; else the sockets themselves.
+        links = {id(link.request): link for link in list(getattr(self._server, "links", ()))}
+        found = []
+        for one in list(self._server.at_hand.values()):
+            keeper = links.get(id(one.request), one.request)
+            found.append(
+                {
+                    "id": f"{self.pid}-{one.number}",
+                    "peer": display(one.client_address),
+                    "seconds": round(now - one.since, 3),
+                    "bytes_in": getattr(keeper, "bytes_in", 0),
+                    "bytes_out": getattr(keeper, "bytes_out", 0),
+                    "state": "idle" if getattr(keeper, "idle", False) else "active",
+                }
+            )
+        return found
+
+    def _kill(self, number: int) -> bool:
+        for one in list(self._server.at_hand.values()):
+            if one.number == number:
+                return bool(self._server.cut_request(one.request))
+        return False
+
+
+def _with_accounts(plan: Plan, board: Board, interval: float, retire_after: int, has_peers: bool) -> Plan:
+    server_class: type[Any] = plan.server_class
+    attributes = {
+        "__module__": __name__,
+        "board": board,
+        "beat_interval": interval,
+        "retire_after": _with_jitter(retire_after),
+        "has_peers": has_peers,
+    }
+    mixin: type[AccountsMixIn] = AccountsMixIn
+    if not server_class.fork_beside_threads:
+        mixin = ForkedAccountsMixIn
+        attributes["rows"] = ChildRows(server_class.max_children)
+    made = type(server_class.__name__, (mixin, server_class), attributes)
+    return Plan(plan.name, plan.addresses, plan.socket, plan.model, made, plan.handler)
+
+
+def _with_jitter(requests: int) -> int:
+    """Return up to a tenth more, so that workers started together do not retire together."""
+    return requests + int.from_bytes(os.urandom(4)) % (requests // 10 + 1) if requests else 0
+
+
+def raise_descriptor_limit(connections: int) -> None:
+    """Let this process have descriptors for so many connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning("max_connections is %d, but a process may have %d descriptors only", connections, hard)
+        wanted = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def resident_size(pid: int) -> int:
+    """Return how much memory a process has, in bytes; 0 where the platform does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _own_files() -> list[str]:
+    """Return the files of modules that are no library's: what a developer may edit."""
+    libraries = tuple(
+        {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, Path(__file__).parent.parent)}
+    )
+    files = {
+        os.path.realpath(file)
+        for module in list(sys.modules.values())
+        if (file := getattr(module, "__file__", None))
+    }
+    return sorted(file for file in files if not file.startswith(libraries))

@@ -1,0 +1,535 @@
+"""The process manager: owns the sockets, keeps workers serving, and does what operators ask.
+
+It is kept small and pristine, for whatever breaks here breaks everything: one thread, no plugin, no event
+loop but `Readiness`, and nothing that waits. What a change of configuration takes is `reload`'s business,
+what becomes of single workers that of `workers`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from time import monotonic
+
+from srvkit.config.model import Config, Problems, SrvkitSettings
+from srvkit.config.problems import Source
+from srvkit.errors import ConfigError, SrvkitError
+from srvkit.net.listener import Listener
+from srvkit.net.readiness import Readiness, Timer
+from srvkit.process import logs, replacement, systemd
+from srvkit.process.channel import Message
+from srvkit.process.children import Children
+from srvkit.process.control import ControlSocket
+from srvkit.process.listening import ListeningSockets
+from srvkit.process.places import Lock, PidFile, PlaceError, control_path
+from srvkit.process.reload import Change, Generation
+from srvkit.process.report import Questions, report_of
+from srvkit.process.signals import Signals
+from srvkit.process.supervised import BEATS
+from srvkit.process.systemd import Notifier
+from srvkit.process.watching import Watch
+from srvkit.process.worker import CLEAN, FORCED, where
+from srvkit.process.workers import CUT_TIME, Surroundings, Workers
+
+log = logging.getLogger("srvkit.process")
+
+HANDLED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCHLD,
+)
+IGNORED = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO)  # each would end the process
+ANSWER_TIME = 1.0  # seconds for workers to say which connections they have
+LATE = 1.0  # seconds by which a timer may be late before this process was stopped, or its machine
+
+Read = Callable[[], tuple[Config, Problems]]
+Reply = Callable[..., None]
+
+
+class NotStarted(SrvkitError):
+    """The first configuration could not be put in force; `exit_status` says whose fault it is."""
+
+    def __init__(self, errors: Sequence[str], status: int) -> None:
+        self.exit_status = status
+        super().__init__("\n".join(errors))
+
+
+class Supervisor:
+    """Serves what `read` returns, and what it returns later, when a reload is asked for."""
+
+    def __init__(
+        self, read: Read, notifier: Notifier, check: Sequence[str] = ("--version",), *, watch: bool = False
+    ) -> None:
+        """Make it; `check` are the words of a command that says whether a new installation would start.
+
+        With `watch`, a change of a file that the servers are made of is a reload, too.
+        """
+        self._check = list(check)
+        self._checking = False  # whether that command runs
+        self._replace_next = False  # whether the new installation waits for a reload to be over
+        self._read = read
+        self._notifier = notifier
+        self._signals = Signals(*HANDLED, ignored=IGNORED)
+        self._loop = Readiness()
+        self._children = Children()
+        self._watch = Watch(self._loop, self._files_changed) if watch else None
+        self._began = time.time()
+        self._generation: Generation | None = None
+        self._old: list[Workers] = []  # that finish what they have
+        self._change: Change | None = None
+        self._again = False  # whether a reload was asked for while one was going on
+        self._replies: list[Reply] = []  # of those who wait for the reload
+        self._later_replies: list[Reply] = []  # of those who wait for the one after it
+        self._last_reload: Message | None = None
+        self._stopping = False
+        self._cutting = False
+        self._status = CLEAN
+        self._not_started: NotStarted | None = None
+        self._look_timer: Timer | None = None
+        self._look_planned = 0.0
+        self._questions = Questions(self._loop)
+        self._control: ControlSocket | None = None
+        self._lock: Lock | None = None
+        self._pid_file: PidFile | None = None
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit status. In the main thread.
+
+        Raises ConfigError and the like where the first configuration cannot be put in force.
+        """
+        table = replacement.receive()
+        refused: list[str] = []
+        try:
+            config, problems = self._read()
+        except ConfigError as error:
+            if table is None:
+                raise
+            # It was well a moment ago, and those who serve by it still do.
+            config, problems = Config(SrvkitSettings(), {}), Problems(Source())
+            refused = str(error).splitlines()
+        # What is refused must not leave a log behind; who goes on has one already.
+        self._log_file = logs.open_log(config if table is not None else None)
+        logs.set_up(config.logging, self._log_file)
+        self._around = Surroundings(
+            self._loop,
+            self._children,
+            self._log_file,
+            self._leave,
+            self._found_good,
+            self._changed,
+            self._questions.answered,
+            self._watch is not None,
+        )
+        with self._signals as signals, self._loop as loop:
+            loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
+            self._feed_watchdog()
+            try:
+                if table is None:
+                    self._claim(config)
+                else:
+                    self._take_over(table, config)
+                if refused:
+                    self._reload_failed(refused)
+                else:
+                    self._begin_change(config, problems)
+                while not self._is_over():
+                    loop.wait()
+            finally:
+                self._put_away()
+        if self._not_started is not None:
+            raise self._not_started
+        for workers in self._all_workers():
+            self._note_end(workers)
+        return self._status
+
+    def _feed_watchdog(self) -> None:
+        if self._notifier.watchdog_interval is not None:
+            self._notifier.watchdog()
+            self._loop.call_later(self._notifier.watchdog_interval, self._feed_watchdog)
+
+    def _claim(self, config: Config) -> None:
+        settings = config.srvkit
+        path = control_path(settings, config.path)
+        if path is not None:
+            self._lock = Lock.take(path)
+            try:
+                self._control = ControlSocket(path, self._loop, self._answer)
+            except PlaceError as error:
+                log.warning("srvkit status and the like will not work: %s", error)
+        if settings.pid_file:
+            self._pid_file = PidFile.write(settings.pid_file, config.path or ".")
+
+    def _is_over(self) -> bool:
+        return self._stopping and not self._children
+
+    def _put_away(self) -> None:
+        if self._generation is not None:
+            self._generation.sockets.close()
+        if self._control is not None:
+            self._control.close()
+        for file in (self._pid_file, self._lock):
+            if file is not None:
+                file.remove()
+        self._notifier.close()
+
+    def _leave(self, keep: Sequence[Listener]) -> None:
+        """Close, in a child, what belongs to the supervisor and to other workers."""
+        self._loop.close()  # first: what is closed next must not be taken out of the parent's epoll
+        self._signals.abandon()
+        kept = {id(listener) for listener in keep}
+        for workers in self._all_workers():
+            for other in workers.workers.values():
+                other.close()
+        for listener in self._all_listeners():
+            if id(listener) not in kept:
+                listener.leave()
+        for one in (self._control, self._pid_file, self._lock):
+            if one is not None:
+                one.leave()
+        self._notifier.close()
+
+    def _all_workers(self) -> list[Workers]:
+        current = list(self._generation.workers.values()) if self._generation is not None else []
+        coming = self._change.half_made if self._change is not None else []
+        return [*current, *coming, *self._old]
+
+    def _all_listeners(self) -> list[Listener]:
+        found = list(self._generation.sockets) if self._generation is not None else []
+        if self._change is not None:
+            found += self._change.listeners
+        return found
+
+    # ---- signals
+
+    def _signalled(self, numbers: list[int]) -> None:
+        for number in dict.fromkeys(numbers):  # many of one kind at once mean one
+            if number == signal.SIGCHLD:
+                self._children.reap()
+            elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                at_once = self._stopping or number == signal.SIGQUIT or numbers.count(number) > 1
+                log.info("%s: stopping%s", signal.Signals(number).name, " at once" * at_once)
+                self._stop()
+                if at_once:
+                    self._cut()
+            elif number == signal.SIGHUP:
+                self._reload()
+            elif number == signal.SIGUSR1:
+                self._reopen_log()
+            elif number == signal.SIGUSR2:
+                self._replace()
+            elif number == signal.SIGTTIN:
+                self._add_workers(numbers.count(number))
+            elif number == signal.SIGTTOU:
+                self._add_workers(-numbers.count(number))
+
+    def _reopen_log(self) -> None:
+        if self._log_file.reopen():
+            self._pass_on_log()
+            log.info("log reopened")
+
+    def _pass_on_log(self) -> None:
+        for workers in self._all_workers():
+            workers.tell({"do": "log"}, [self._log_file.fileno()])
+
+    def _found_good(self, config: Config) -> None:
+        if self._generation is None:
+            self._log_file.become(logs.open_log(config))
+            logs.set_up(config.logging, self._log_file)
+
+    def _change_log(self, before: Config, config: Config) -> None:
+        if before.logging.file != config.logging.file:
+            try:
+                self._log_file.become(logs.open_log(config))
+            except SrvkitError as error:
+                log.error("%s; the old one stays", error)
+            else:
+                self._pass_on_log()
+        logs.set_up(config.logging, self._log_file)
+
+    # ---- a new installation
+
+    def _replace(self) -> None:
+        """Let a new installation check the configuration, and then take the place of this one."""
+        if self._stopping or self._checking or self._generation is None:
+            return
+        log.info("USR2: the new installation checks the configuration")
+        self._checking = True
+        timeout = self._generation.config.srvkit.ready_timeout
+        replacement.check(self._check, self._around, timeout, self._checked)
+
+    def _checked(self, would_start: bool) -> None:
+        self._checking = False
+        if would_start:
+            self._execute()
+
+    def _execute(self) -> None:
+        if self._stopping or self._generation is None:
+            return
+        if self._change is not None:
+            self._replace_next = True
+            return
+        log.info("the new installation takes over")
+        self._notifier.reloading()
+        held = replacement.Held(
+            self._began, self._generation, self._old, self._lock, self._pid_file, self._control
+        )
+        table, descriptors = replacement.table_of(held)
+        with systemd.handed_over(self._notifier) as environ:
+            try:
+                replacement.execute(table, descriptors, environ, (*HANDLED, *IGNORED))
+            except replacement.NotReplaced as error:
+                log.error("nothing is replaced: %s", error)
+        self._notifier.ready()
+
+    def _take_over(self, table: Message, config: Config) -> None:
+        """Go on where the program has ended whose place this one has taken."""
+        self._began = table["began"]
+        if table["lock"] is not None:
+            self._lock = Lock(*replacement.path_and_descriptor(table["lock"]))
+        if table["pid_file"] is not None:
+            self._pid_file = PidFile(*replacement.path_and_descriptor(table["pid_file"]))
+        if table["control"] is not None:
+            path, fd = replacement.path_and_descriptor(table["control"])
+            self._control = ControlSocket(path, self._loop, self._answer, fd=fd)
+        entries = [(*key, replacement.listener_of(entry)) for *key, entry in table["listeners"]]
+        sockets = ListeningSockets.inherited(entries, config)
+        workers = {entry["name"]: self._adopted(entry, sockets, config) for entry in table["workers"]}
+        self._old += [self._adopted(entry, sockets, config) for entry in table["old"]]
+        self._generation = Generation(table["generation"], config, sockets, workers)
+        self._look_after(config.srvkit.heartbeat_timeout)
+        self._children.reap()  # those that ended meanwhile
+
+    def _adopted(self, entry: Message, sockets: ListeningSockets, config: Config) -> Workers:
+        name = entry["name"]
+        made = Workers(name, config, Problems(Source()), sockets.of.get(name, []), 1, self._around)
+        replacement.adopt_workers(entry, made)
+        return made
+
+    def _add_workers(self, change: int) -> None:
+        if self._generation is None or self._stopping:
+            return
+        for workers in self._generation.workers.values():
+            wanted = max(1, workers.wanted + change)
+            log.info("%s: %d worker%s from now on", workers.name, wanted, "s" * (wanted != 1))
+            workers.want(wanted)
+
+    # ---- stopping
+
+    def _stop(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self._notifier.stopping()
+        if self._change is not None:
+            self._change.give_up("srvkit stops")
+        if self._generation is None:
+            return
+        timeout = self._generation.config.srvkit.drain_timeout
+        self._notifier.extend_timeout(timeout + CUT_TIME + 1)
+        for workers in self._generation.workers.values():
+            workers.stop(timeout)
+        # The workers have copies, and take what waits there; when the last one closes its own, nobody
+        # can connect any more.
+        self._generation.sockets.close()
+
+    def _cut(self) -> None:
+        if not self._cutting:
+            self._cutting = True
+            for workers in self._all_workers():
+                workers.cut()
+
+    # ---- changing
+
+    def _reload(self, reply: Reply | None = None) -> None:
+        if self._stopping:
+            if reply is not None:
+                reply({"ok": False, "errors": ["srvkit is stopping"]})
+            return
+        if self._change is not None:
+            # What is being tried may be older than what was asked for just now: once more, for all of them.
+            self._again = True
+            if reply is not None:
+                self._later_replies.append(reply)
+            return
+        if reply is not None:
+            self._replies.append(reply)
+        log.info("reloading")
+        self._notifier.reloading()
+        try:
+            config, problems = self._read()
+        except ConfigError as error:
+            self._reload_failed(str(error).splitlines())
+            return
+        self._begin_change(config, problems)
+
+    def _begin_change(self, config: Config, problems: Problems) -> None:
+        self._change = Change(config, problems, self._generation, self._around, self._change_done)
+        self._change.begin()
+
+    def _changed(self) -> None:
+        if self._change is not None:
+            self._change.news()
+        for workers in [one for one in self._old if not one.workers]:
+            self._old.remove(workers)
+            self._inherit(workers)
+        if self._stopping and not self._children:
+            self._loop.wake()
+
+    def _inherit(self, workers: Workers) -> None:
+        """Let the counts of workers that are all gone live on in those that have their place."""
+        self._note_end(workers)
+        heir = self._generation.workers.get(workers.name) if self._generation is not None else None
+        if heir is not None:
+            heir.before += workers.before
+            heir.lost += workers.lost
+            heir.restarts += workers.restarts
+
+    def _note_end(self, workers: Workers) -> None:
+        if workers.cut_short:
+            self._status = FORCED
+
+    def _change_done(self, change: Change) -> None:
+        self._change = None
+        self._old += change.half_made
+        if change.made is None:
+            self._change_failed(change)
+        else:
+            self._put_in_force(change.made, change.began)
+        if self._replace_next:
+            self._replace_next = False
+            self._execute()
+        again, self._again = self._again, False
+        if again and not self._stopping:
+            self._replies += self._later_replies
+            self._later_replies.clear()
+            self._reload()
+
+    def _change_failed(self, change: Change) -> None:
+        if self._generation is None:
+            if not self._stopping:
+                self._not_started = NotStarted(change.errors, change.status)
+            self._stopping = True
+        else:
+            self._reload_failed(change.errors)
+
+    def _put_in_force(self, made: Generation, began: float) -> None:
+        before, self._generation = self._generation, made
+        removed = made.sockets.take_over()
+        for workers in made.workers.values():
+            workers.keep_up()
+        if before is not None:
+            self._old += before.workers.values()
+            shared = [str(listener.address) for listener in made.sockets]
+            for workers in before.workers.values():
+                workers.retire(before.config.srvkit.drain_timeout, shared)
+        for listener in removed:
+            listener.close()
+        if before is not None:
+            self._change_log(before.config, made.config)
+        for name, workers in made.workers.items():
+            added = [
+                listener for listener in workers.listeners if before is None or listener in made.sockets.added
+            ]
+            if added:
+                count = f", {workers.wanted} workers" * (workers.wanted != 1)
+                log.info("%s: listening on %s%s", name, ", ".join(map(where, added)), count)
+        if before is not None:
+            log.info("reloaded: this is generation %d", made.number)
+        self._last_reload = {"at": time.time(), "ok": True, "errors": []} if before is not None else None
+        self._answer_reload({"ok": True, "generation": made.number, "seconds": round(monotonic() - began, 3)})
+        self._notifier.ready()
+        self._notifier.status(f"serving {', '.join(made.workers)}")
+        self._look_after(made.config.srvkit.heartbeat_timeout)
+        if self._watch is not None:
+            workers_of = [worker for one in made.workers.values() for worker in one.workers.values()]
+            self._watch.over(made.config, {file for worker in workers_of for file in worker.files})
+
+    def _files_changed(self, names: list[str]) -> None:
+        log.info("changed: %s", ", ".join(names))
+        self._reload()
+
+    def _reload_failed(self, errors: list[str]) -> None:
+        for line in errors:
+            log.error("%s", line)
+        log.error("the reload has failed, everything goes on as before")
+        self._last_reload = {"at": time.time(), "ok": False, "errors": errors}
+        self._answer_reload({"ok": False, "errors": errors})
+        self._notifier.ready()
+
+    def _answer_reload(self, answer: Message) -> None:
+        replies, self._replies = self._replies, []
+        for reply in replies:
+            reply(answer)
+
+    # ---- heartbeats
+
+    def _look_after(self, seconds: float) -> None:
+        """Look at the workers' beats in so many seconds."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._look_planned = monotonic() + seconds
+        self._look_timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        assert self._generation is not None
+        timeout = self._generation.config.srvkit.heartbeat_timeout
+        now = monotonic()
+        if now > self._look_planned + LATE:
+            # This process was stopped, and perhaps all of them were: let them come round first.
+            self._look_after(timeout / BEATS + LATE)
+            return
+        again = min((workers.look(now, timeout) for workers in self._all_workers()), default=now + timeout)
+        self._look_after(max(0.01, again - now))
+
+    # ---- the control socket
+
+    def _answer(self, request: Message, reply: Reply) -> None:
+        do = request.get("do")
+        if do == "status":
+            reply(self._report())
+        elif do == "reload":
+            self._reload(reply)
+        elif do == "stop":
+            log.info("told to stop")
+            reply({"ok": True}, keep=True)
+            self._stop()
+        elif do == "connections":
+            self._questions.ask_all({"do": "connections"}, self._all_workers(), reply)
+        elif do == "kill":
+            self._questions.kill(str(request.get("id", "")), self._all_workers(), reply)
+        else:
+            reply({"error": f"unknown request {do!r}"})
+
+    def _report(self) -> Message:
+        state = "stopping" if self._stopping else "reloading" if self._change is not None else "running"
+        generation = self._generation
+        return {
+            "pid": os.getpid(),
+            "version": _version(),
+            "config": str(generation.config.path) if generation and generation.config.path else None,
+            "since": self._began,
+            "state": "starting" if generation is None else state,
+            "generation": generation.number if generation is not None else 0,
+            "last_reload": self._last_reload,
+            "servers": [
+                report_of(workers, [old for old in self._old if old.name == workers.name])
+                for workers in (generation.workers.values() if generation is not None else ())
+            ],
+        }
+
+
+def _version() -> str:
+    with suppress(PackageNotFoundError):
+        return version("srvkit")
+    return ""

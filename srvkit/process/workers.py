@@ -1,0 +1,436 @@
+"""The workers of one server, as their supervisor sees them: start, watch, replace, retire.
+
+What a worker does is `supervised`'s business; what a configuration wants, and when it changes, is the
+supervisor's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Literal
+
+from srvkit.config.model import Config, Problems
+from srvkit.net.listener import Listener
+from srvkit.net.readiness import Readiness, Timer
+from srvkit.process import logs
+from srvkit.process.channel import Channel, Message, open_channel
+from srvkit.process.children import Children, ending
+from srvkit.process.logfile import LogFile
+from srvkit.process.scoreboard import Board, Counts
+from srvkit.process.supervised import Post, serve
+from srvkit.process.unnamed import contents, unnamed_file
+
+log = logging.getLogger("srvkit.process")
+
+State = Literal["starting", "ready", "retiring", "hung"]
+
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds until one that never got ready is tried again, doubling
+MOST_STARTS = 10  # in a second, of workers that replace one that had been ready
+LAST_WORDS = 1.0  # seconds for an aborted worker to write its stacks
+MOST_STACKS = 65536  # bytes
+CUT_TIME = 1.5  # seconds for a worker to end that was told to cut everything
+
+
+@dataclass
+class Surroundings:
+    """What the supervisor and all workers have in common."""
+
+    loop: Readiness
+    children: Children
+    log_file: LogFile
+    leave: Callable[[Sequence[Listener]], None]  # close, in a child, what is not for it
+    found_good: Callable[[Config], None]  # hears of what passed the trial, before anything is made of it
+    changed: Callable[[], None]  # hears when a worker got ready, or has ended
+    answered: Callable[[WorkerProcess, Message], None]
+    tells_files: bool = False  # whether workers say which files a developer may edit
+
+
+class WorkerProcess:
+    """One worker: its number, its channel, its board."""
+
+    def __init__(
+        self,
+        pid: int,
+        channel: Channel,
+        lifeline: int,
+        board: Board,
+        stacks: int,
+        since: float,
+        replaces: WorkerProcess | None,
+    ) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.lifeline = lifeline  # its end of a pipe, which the kernel closes with this process
+        self.board = board
+        self.stacks = stacks
+        self.since = since  # on the wall clock
+        self.replaces = replaces
+        self.state: State = "starting"
+        self.order: Message | None = None  # to end, once it was given
+        self.errors: list[str] = []
+        self.files: list[str] = []
+        self.ready_since = 0.0  # on the monotonic clock
+        self.timer: Timer | None = None
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it hears what is said on its channel; before, anything would end it."""
+        return self.state in ("ready", "retiring")
+
+    def close(self) -> None:
+        """Release what belongs to it here."""
+        self.channel.close()
+        self.board.close()
+        os.close(self.lifeline)
+        os.close(self.stacks)
+
+    def written_stacks(self) -> str:
+        """Return what its interpreter wrote when it was aborted or crashed."""
+        return contents(self.stacks, MOST_STACKS).strip()
+
+
+class Workers:
+    """As many workers of one server as are wanted, each replaced when it ends.
+
+    Until `keep_up()` is called they are on trial: one that ends before it is ready is not replaced, but
+    makes `failed` hold why.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        problems: Problems,
+        listeners: list[Listener],
+        wanted: int,
+        around: Surroundings,
+    ) -> None:
+        self.name = name
+        self.model = config.server[name].concurrency.name if name in config.server else ""
+        self.listeners = listeners
+        self.wanted = wanted
+        self.restarts = 0
+        self.lost = 0  # requests that were open in workers that died
+        self.before = Counts()  # of workers that have ended
+        self.failed: list[str] = []
+        self.failed_status = 0
+        self.cut_short = False  # whether a worker that was told to end did not end well
+        self.workers: dict[int, WorkerProcess] = {}
+        self._config = config
+        self._problems = problems
+        self._around = around
+        self._on_trial = True
+        self._ending = False
+        self._failures = 0  # to get ready, in a row
+        self._starts: deque[float] = deque(maxlen=MOST_STARTS)
+        self._waiting: Timer | None = None  # for the moment in which missing ones may be started
+        self._to_retire: deque[WorkerProcess] = deque()
+
+    # ---- what the supervisor sees
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether as many as are wanted can take clients."""
+        return sum(worker.state == "ready" for worker in self.workers.values()) >= self.wanted
+
+    def counts(self) -> Counts:
+        """Return the sum over all workers there were and are."""
+        total = Counts(self.before.cells())
+        for worker in self.workers.values():
+            total += worker.board.counts()
+        return total
+
+    # ---- what it does
+
+    def start(self) -> None:
+        """Start what is missing, now. Raises OSError on trial where no process can be had."""
+        self._waiting = None
+        while not self._ending and self._missing() > 0:
+            try:
+                self._start_one()
+            except OSError as error:
+                if self._on_trial:
+                    raise
+                log.error("%s: no process can be had for a worker: %s", self.name, error)
+                self._start_later(self._next_delay())
+                return
+
+    def adopt(self, worker: WorkerProcess) -> None:
+        """Look after a worker that a predecessor of this program has started; it is not replaced."""
+        around = self._around
+        self._ending, self._on_trial = True, False
+        self.workers[worker.pid] = worker
+        worker.ready_since = monotonic()
+        around.children.adopt(worker.pid, lambda status: self._ended(worker, status))
+        worker.channel.attach(around.loop, lambda message, _: self._heard(worker, message), lambda: None)
+        if worker.state == "retiring":
+            worker.order = {}
+            self._kill_after(worker, self._config.srvkit.drain_timeout + CUT_TIME)
+
+    def keep_up(self) -> None:
+        """Replace, from now on, whatever ends."""
+        self._on_trial = False
+
+    def want(self, count: int) -> None:
+        """Have so many workers from now on."""
+        self.wanted = count
+        if self._missing() > 0:
+            self.start()
+        serving = [worker for worker in self.workers.values() if worker.state in ("starting", "ready")]
+        for worker in serving[count:]:
+            self._retire(worker)
+
+    def retire(self, timeout: float, shared: Sequence[str]) -> None:
+        """Let all finish what they have and end; others serve the addresses in `shared` from now on."""
+        self._end({"do": "retire", "timeout": timeout, "shared": list(shared)}, timeout)
+
+    def stop(self, timeout: float) -> None:
+        """Let all take what waits in the queues, finish, and end."""
+        self._end({"do": "stop", "timeout": timeout}, timeout)
+
+    def cut(self) -> None:
+        """End everything that is open, and the workers."""
+        self._end({"do": "cut"}, 0)
+
+    def _end(self, message: Message, timeout: float) -> None:
+        self._ending = True
+        self._to_retire.clear()
+        if self._waiting is not None:
+            self._waiting.cancel()
+        for worker in self.workers.values():
+            self._tell_to_end(worker, message, timeout)
+
+    def _tell_to_end(self, worker: WorkerProcess, message: Message, timeout: float) -> None:
+        worker.order = message
+        if worker.state == "starting":
+            self._around.children.signal(worker.pid, signal.SIGTERM)
+        elif worker.state != "hung":
+            worker.channel.send(message)
+            worker.state = "retiring"
+        self._kill_after(worker, timeout + CUT_TIME)
+
+    def tell(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message to all that listen."""
+        for worker in self.listening():
+            worker.channel.send(message, descriptors)
+
+    def listening(self) -> list[WorkerProcess]:
+        """Return those that hear what they are told."""
+        return [worker for worker in self.workers.values() if worker.is_listening]
+
+    def look(self, now: float, timeout: float) -> float:
+        """End workers whose loop has not come round for `timeout` seconds; return when to look again."""
+        again = now + timeout
+        for worker in list(self.workers.values()):
+            if worker.is_listening:
+                due: float = max(worker.board.last_beat, worker.ready_since) + timeout
+                if due <= now:
+                    self._abort(worker, f"its loop has not come round for {timeout:g} seconds")
+                else:
+                    again = min(again, due)
+        return again
+
+    # ---- births
+
+    def _missing(self) -> int:
+        """Count how many are to be started: replacements of those that are to retire besides."""
+        coming = sum(worker.state in ("starting", "ready") for worker in self.workers.values())
+        return self.wanted + bool(self._to_retire) - coming
+
+    def _start_one(self) -> None:
+        around, config = self._around, self._config
+        replaces = self._to_retire[0] if self._to_retire else None
+        ours, theirs = open_channel()
+        lifeline, other_end = os.pipe()
+        board = Board()
+        stacks = unnamed_file("stacks")
+        worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
+
+        def main() -> int:
+            os.setpgid(0, 0)
+            around.leave(self.listeners)
+            ours.close()
+            os.close(other_end)
+            logs.set_up(config.logging, around.log_file, server=self.name)
+            return serve(
+                Post(
+                    self.name,
+                    config,
+                    self._problems,
+                    self.listeners,
+                    theirs,
+                    lifeline,
+                    board,
+                    stacks,
+                    around.log_file,
+                    self.wanted > 1,
+                    around.tells_files,
+                )
+            )
+
+        try:
+            worker.pid = around.children.fork(main, lambda status: self._ended(worker, status))
+        except BaseException:
+            worker.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        with suppress(OSError):  # it has done so itself
+            os.setpgid(worker.pid, worker.pid)
+        self.workers[worker.pid] = worker
+        self._starts.append(monotonic())
+        ours.attach(around.loop, lambda message, _: self._heard(worker, message), lambda: None)
+        ready_timeout = config.srvkit.ready_timeout
+        worker.timer = around.loop.call_later(ready_timeout, lambda: self._too_late(worker))
+        log.debug("%s: worker %d starts", self.name, worker.pid)
+
+    def _too_late(self, worker: WorkerProcess) -> None:
+        if worker.state == "starting":
+            worker.errors = [f"{self.name}: not ready within ready_timeout"]
+            self._abort(worker, "it did not get ready within ready_timeout")
+
+    def _start_later(self, delay: float) -> None:
+        if self._waiting is None and not self._ending:
+            self._waiting = self._around.loop.call_later(delay, self.start)
+
+    def _next_delay(self) -> float:
+        """Return how long to wait before the next try after one that failed."""
+        delay: float = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(self._failures, 10))
+        self._failures += 1
+        return delay * random.uniform(0.9, 1.1)
+
+    # ---- lives
+
+    def _heard(self, worker: WorkerProcess, message: Message) -> None:
+        event = message["event"]
+        if event == "ready":
+            self._ready(worker, message["files"])
+        elif event == "failed":
+            worker.errors = message["errors"]
+        elif event == "retire":
+            if not self._ending and worker.state == "ready":
+                log.info("%s: worker %d is to be replaced: %s", self.name, worker.pid, message["why"])
+                self._to_retire.append(worker)
+                self.start()
+        elif event == "answer":
+            self._around.answered(worker, message)
+
+    def _ready(self, worker: WorkerProcess, files: list[str]) -> None:
+        if worker.state != "starting":
+            return
+        if worker.timer is not None:
+            worker.timer.cancel()
+        if worker.order is not None:  # given while it was not ready to hear it
+            worker.channel.send(worker.order)
+            worker.state = "retiring"
+            return
+        worker.state, worker.ready_since = "ready", monotonic()
+        worker.files = files
+        self._failures = 0
+        log.debug("%s: worker %d is ready", self.name, worker.pid)
+        if worker.replaces is not None:
+            self._retire(worker.replaces)
+            worker.replaces = None
+        self._around.changed()
+
+    def _retire(self, worker: WorkerProcess) -> None:
+        """Let others take over from one worker."""
+        if worker in self._to_retire:
+            self._to_retire.remove(worker)
+        if worker.pid in self.workers and worker.order is None:
+            timeout = self._config.srvkit.drain_timeout
+            shared = [str(listener.address) for listener in self.listeners]
+            self._tell_to_end(worker, {"do": "retire", "timeout": timeout, "shared": shared}, timeout)
+        if self._to_retire:
+            self.start()
+
+    # ---- deaths
+
+    def _abort(self, worker: WorkerProcess, why: str) -> None:
+        """Have its interpreter write every stack, and end it."""
+        log.error("%s: worker %d is ended: %s", self.name, worker.pid, why)
+        worker.state = "hung"
+        self._around.children.signal(worker.pid, signal.SIGABRT)
+        self._kill_after(worker, LAST_WORDS)
+
+    def _kill_after(self, worker: WorkerProcess, seconds: float) -> None:
+        if worker.timer is not None:
+            worker.timer.cancel()
+        worker.timer = self._around.loop.call_later(seconds, lambda: self._kill(worker))
+
+    def _kill(self, worker: WorkerProcess) -> None:
+        self._around.children.signal(worker.pid, signal.SIGKILL)
+
+    def _ended(self, worker: WorkerProcess, status: int) -> None:
+        del self.workers[worker.pid]
+        if worker.timer is not None:
+            worker.timer.cancel()
+        if status < 0:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)  # what it has forked
+        worker.channel.read_the_rest()
+        was_ready = bool(worker.ready_since)
+        counts = worker.board.counts()
+        self.before += counts
+        self.lost += counts.open
+        self._report(worker, status)
+        worker.close()
+        if worker in self._to_retire:
+            self._to_retire.remove(worker)
+        if worker.order is not None:
+            if was_ready:  # else it had no clients
+                self.cut_short = self.cut_short or status != 0
+        elif self._on_trial:
+            self.failed = worker.errors or [f"{self.name}: its worker {ending(status)} before it was ready"]
+            self.failed_status = status if status in (2, 3) else 3
+        else:
+            self.restarts += 1
+            self._start_later(self._delay(was_ready))
+        self._around.changed()
+
+    def _delay(self, was_ready: bool) -> float:
+        if not was_ready:
+            return self._next_delay()
+        if len(self._starts) < MOST_STARTS:
+            return 0.0
+        earliest: float = self._starts[0] + 1.0
+        return max(0.0, earliest - monotonic())
+
+    def _log_stacks(self, worker: WorkerProcess, stacks: str) -> None:
+        record = log.makeRecord(
+            log.name,
+            logging.ERROR,
+            __file__,
+            0,
+            "%s: worker %d: its stacks when it ended",
+            (self.name, worker.pid),
+            None,
+            sinfo=stacks,
+        )
+        log.handle(record)
+
+    def _report(self, worker: WorkerProcess, status: int) -> None:
+        stacks = worker.written_stacks()
+        for line in worker.errors if not self._on_trial else ():  # else whoever tries it says so
+            log.error("%s", line)
+        if stacks:
+            self._log_stacks(worker, stacks)
+        level = logging.INFO
+        if worker.order is None or status < 0:
+            level = logging.ERROR
+        elif status == 0:
+            level = logging.DEBUG
+        told_early = worker.order is not None and not worker.ready_since and status == -signal.SIGTERM
+        if told_early or (self._on_trial and worker.errors):
+            level = logging.DEBUG
+        log.log(level, "%s: worker %d %s", self.name, worker.pid, ending(status))

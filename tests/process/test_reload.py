@@ -1,0 +1,391 @@
+"""A reload changes everything or nothing, and no client notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
+
+
+def server(
+    model: str = "threading", name: str = "a", listen: str = "tcp://127.0.0.1:0", more: str = ""
+) -> str:
+    return f'[server.{name}]\nlisten = "{listen}"\nhandler = "talk"\nconcurrency = "{model}"\n{more}\n'
+
+
+def in_thread(call, *arguments, **more):
+    """Make a call in a thread; return a function that waits for its result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(call(*arguments, **more)))
+    thread.start()
+
+    def result():
+        thread.join()
+        return results[0]
+
+    return result
+
+
+# ---- under load
+
+
+def reload_under_load(managed, load, times, name="a"):
+    """Reload one after the other while clients come; return the load, all of whose requests were answered."""
+    address = managed.address(name)
+    with load(lambda: managed.connect(address)) as it:
+        for generation in range(2, times + 2):
+            managed.signal(signal.SIGHUP)
+            managed.program.wait_for(f"reloaded: this is generation {generation}$")
+    it.verify()
+    return it
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_request_is_answered_once_while_srvkit_reloads(model, managed, load, available, eventually):
+    available(model)
+    managed.write(server(model))
+    managed.begin()
+    gate = managed.gate("release")
+    with managed.talk(b"hold") as held:
+        assert held.readline() == b"holding\n"
+        gate.reached()
+        if model in ("serial", "event", "asyncio", "gevent"):  # the only one that could serve is at it
+            gate.open()
+            it = reload_under_load(managed, load, 3)
+        else:
+            it = reload_under_load(managed, load, 3)
+            gate.open()
+        assert held.readline().startswith(b"hold one ")
+        assert held.readline() == b""
+    eventually(lambda: len(managed.server()["workers"]) == 1)
+    assert managed.server()["counters"]["accepted"] == len(it.answers) + 1
+    assert managed.server()["counters"]["lost"] == 0
+    assert "Traceback" not in managed.program.log
+
+
+def test_ten_reloads_at_three_a_second_lose_nothing(managed, load, eventually):
+    managed.write(server("event", more="workers = 2"))
+    managed.begin()
+    address = managed.address()
+    with load(lambda: managed.connect(address), rate=250) as it:
+        began = time.monotonic()
+        for number in range(10):
+            time.sleep(max(0.0, began + number * 0.3 - time.monotonic()))
+            managed.signal(signal.SIGHUP)
+        managed.reload()
+    it.verify()
+    eventually(lambda: len(managed.server()["workers"]) == 2)
+    assert managed.server()["counters"]["accepted"] == len(it.answers)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_who_has_just_connected_may_still_say_what_for(model, managed, available, eventually):
+    available(model)
+    managed.write(server(model))
+    managed.begin()
+    with managed.connect() as sock, contextlib.ExitStack() as stack:
+        silent = None if model == "serial" else stack.enter_context(managed.connect())
+        eventually(lambda: managed.server()["counters"]["open"] == (2 if silent else 1))
+        managed.reload()
+        sock.sendall(b"hello\n")
+        with sock.makefile("rb") as file:
+            assert file.readline().startswith(b"hello one ")
+            assert file.readline() == b""
+        if silent:
+            assert silent.recv(1) == b""
+    assert managed.program.end() == 0
+
+
+@pytest.mark.parametrize("listen", ["unix:a.sock", "unix:@{name}", "udp://127.0.0.1:0", "unixgram:a.sock"])
+def test_every_request_is_answered_on_other_transports(listen, managed, load):
+    managed.write(server("event", listen=listen.format(name=f"srvkit-test-{os.getpid()}")))
+    managed.begin()
+    if "@" in listen:
+        name = "\0" + f"srvkit-test-{os.getpid()}"
+
+        def connect():
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(30)
+            sock.connect(name)
+            return sock
+
+        with load(connect) as it:
+            managed.reload()
+            managed.reload()
+        it.verify()
+    else:
+        reload_under_load(managed, load, 2)
+
+
+def test_the_listening_socket_stays_the_same(managed):
+    managed.write(server(listen="unix:a.sock") + server(name="b"))
+    managed.begin()
+    before = (managed.folder / "a.sock").stat().st_ino, managed.address("b")
+    managed.reload()
+    assert ((managed.folder / "a.sock").stat().st_ino, managed.address("b")) == before
+
+
+# ---- what is new
+
+
+def test_changed_code_is_served_also_when_neither_size_nor_time_show_it(managed, talking):
+    helper = managed.folder / "helper.py"
+    plugin = talking.replace('b"one"', 'b"one" + __import__("helper").NAME')
+    helper.write_text('NAME = b"alpha"\n')
+    os.utime(helper, (1_000_000_000, 1_000_000_000))
+    managed.write(server(), plugin)
+    os.utime(managed.folder / "plugin.py", (1_000_000_000, 1_000_000_000))
+    managed.begin()
+    assert managed.answer().startswith(b"hello onealpha ")
+    helper.write_text('NAME = b"gamma"\n')
+    os.utime(helper, (1_000_000_000, 1_000_000_000))
+    managed.write(server(), plugin.replace('b"one"', 'b"two"'))
+    os.utime(managed.folder / "plugin.py", (1_000_000_000, 1_000_000_000))
+    managed.reload()
+    assert managed.answer().startswith(b"hello twogamma ")
+
+
+def test_an_added_server_is_bound_before_a_removed_one_goes(managed):
+    managed.write(server(listen="unix:a.sock"))
+    managed.begin()
+    gate = managed.gate()
+    managed.write(server(name="b", listen="unix:b.sock"))
+    reloaded = in_thread(managed.ask, do="reload")
+    gate.reached()
+    assert (managed.folder / "b.sock").exists()
+    assert managed.answer(b"still", "unix:a.sock").startswith(b"still one ")
+    gate.open()
+    assert reloaded()["ok"]
+    assert managed.answer(b"now", "unix:b.sock").startswith(b"now one ")
+    assert not (managed.folder / "a.sock").exists()
+    assert [one["name"] for one in managed.ask(do="status")["servers"]] == ["b"]
+
+
+@pytest.mark.parametrize("model", ["serial", "forking"])
+def test_the_queue_of_a_removed_server_is_served(model, managed, eventually):
+    more = "" if model == "serial" else "limits = { max_connections = 1 }"
+    managed.write(server(model, listen="unix:a.sock", more=more) + server(name="b"))
+    managed.begin()
+    gate = managed.gate("release")
+    with managed.talk(b"hold", "unix:a.sock") as held:
+        assert held.readline() == b"holding\n"
+        queued = [managed.talk(b"%d" % number, "unix:a.sock") for number in range(3)]
+        managed.write(server(name="b"))
+        managed.reload()
+        eventually(lambda: not (managed.folder / "a.sock").exists())
+        gate.open()
+        assert held.readline().startswith(b"hold ")
+    for number, file in enumerate(queued):
+        assert file.readline().startswith(b"%d one " % number)
+        file.close()
+    assert managed.program.end() == 0
+
+
+def test_a_server_that_moves_is_reached_at_its_new_address(managed):
+    managed.write(server())
+    managed.begin()
+    before = managed.address()
+    managed.write(server(listen="tcp://127.0.0.2:0"))
+    managed.reload()
+    assert managed.address().startswith("tcp://127.0.0.2:")
+    assert managed.answer().startswith(b"hello ")
+    with pytest.raises(ConnectionRefusedError):
+        for _ in range(1000):  # until the last worker that listened there has heard of it
+            managed.connect(before).close()
+
+
+def test_another_model_and_more_workers(managed, eventually):
+    managed.write(server("threading"))
+    managed.begin()
+    managed.write(server("event", more="workers = 3"))
+    managed.reload()
+    assert managed.server()["model"] == "event"
+    assert len(managed.workers()) == 3
+    eventually(lambda: len(managed.server()["workers"]) == 3)
+    assert managed.answer().startswith(b"hello ")
+
+
+def test_limits_and_the_log_take_their_new_settings(managed):
+    managed.write(server())
+    managed.begin()
+    assert managed.answer(b"x" * 50).startswith(b"xxx")
+    managed.write(server(more="limits.max_message = 20") + '[logging]\nlevel = "debug"\nformat = "json"\n')
+    managed.reload()
+    assert managed.answer(b"x" * 50) == b""
+    managed.program.wait_for(r'^\{.*"level": ?"debug"')
+    assert managed.program.end() == 0
+    assert managed.program.log.splitlines()[-1].startswith("{")
+
+
+# ---- what is broken
+
+GOOD = server()
+TAKEN = "the address that is taken"
+BROKEN = {
+    "syntax": (lambda s, p: ("[server.a", p), r"srvkit\.toml:\d+"),
+    "key": (
+        lambda s, p: (s + 'workerz = "auto"\n', p),
+        "server.a.workerz: unknown key, did you mean 'workers'",
+    ),
+    "type": (lambda s, p: (s + "workers = true\n", p), "server.a.workers"),
+    "handler": (lambda s, p: (s.replace('"talk"', '"tlak"'), p), "tlak"),
+    "model": (lambda s, p: (s.replace('"talk"', '"block"').replace("threading", "event"), p), "event"),
+    "address": (lambda s, p: (s + server(name="b", listen=TAKEN), p), "in use"),
+    "name": (lambda s, p: (s, p), r"plugin.py: offers handler '\w+', and so does plugin second.py"),
+    "missing": (lambda s, p: (s, "import no_such_module\n" + p), "plugin.py.*no_such_module"),
+    "code": (lambda s, p: (s, p + "\ndef broken(:\n"), "plugin.py.*SyntaxError"),
+    "exit": (lambda s, p: (s, "import sys\nsys.exit(0)\n"), "plugin.py.*SystemExit"),
+    "abrupt": (lambda s, p: (s, "import os\nos._exit(0)\n"), "ended with status 0"),
+    "crash": (lambda s, p: (s, "import ctypes\nctypes.string_at(0)\n"), "was killed by SIGSEGV"),
+    "hanging": (lambda s, p: (s, "import time\ntime.sleep(1000)\n"), "within ready_timeout"),
+    "startup": (
+        lambda s, p: (s, p.replace('wait_at("gate")', 'raise OSError("no database")')),
+        "no database",
+    ),
+    "never": (lambda s, p: (s, p.replace('wait_at("gate")', "time.sleep(1000)")), "a: not ready within"),
+    "death": (lambda s, p: (s, p.replace('wait_at("gate")', "os._exit(9)")), "a: .*status 9"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_broken_changes_nothing_and_is_said_to_whoever_asked(kind, managed, talking):
+    breaking, said = BROKEN[kind]
+    managed.write(GOOD)
+    managed.begin()
+    before, address = managed.workers(), managed.address()
+    servers, plugin = breaking(GOOD, talking)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        servers = servers.replace(TAKEN, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+        general = 'ready_timeout = "700ms"' if kind in ("hanging", "never") else ""
+        managed.write(servers, plugin, general)
+        if kind == "name":
+            (managed.folder / "second.py").write_text(talking)
+            config = managed.folder / "srvkit.toml"
+            config.write_text(config.read_text().replace('["plugin.py"]', '["second.py", "plugin.py"]'))
+        done = managed.command("reload")
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    assert re.search(said, done.stderr), done.stderr
+    assert all(line.startswith("srvkit: ") for line in done.stderr.splitlines())
+    for line in done.stderr.splitlines():
+        assert line.removeprefix("srvkit: ") in managed.program.log
+    status = managed.ask(do="status")
+    assert status["generation"] == 1
+    assert status["last_reload"]["ok"] is False
+    assert managed.workers() == before
+    assert managed.address() == address
+    assert managed.answer().startswith(b"hello ")
+    managed.write(GOOD)
+    managed.reload()
+    assert managed.answer().startswith(b"hello ")
+    assert managed.program.end() == 0
+
+
+def test_every_error_of_a_file_is_in_the_answer(managed):
+    managed.write(server())
+    managed.begin()
+    managed.write(server(more='workerz = 1\nhandlr = "x"') + '[logging]\nlevel = "loud"\n')
+    errors = managed.ask(do="reload")["errors"]
+    assert len(errors) == 3
+    assert all(re.search(r"srvkit\.toml:\d+: ", line) for line in errors)
+
+
+def test_a_file_that_is_gone_changes_nothing(managed):
+    managed.write(server())
+    managed.begin()
+    before = managed.workers()
+    (managed.folder / "srvkit.toml").unlink()
+    managed.signal(signal.SIGHUP)
+    managed.program.wait_for("the reload has failed, everything goes on as before$")
+    assert managed.workers() == before
+
+
+def test_what_a_failed_reload_had_bound_is_free_again(managed, talking):
+    managed.write(server())
+    managed.begin()
+    managed.write(
+        server() + server(name="b", listen="unix:b.sock"),
+        talking.replace('wait_at("gate")', "assert server.name != 'b'"),
+    )
+    assert not managed.ask(do="reload")["ok"]
+    assert not (managed.folder / "b.sock").exists()
+    assert [one["name"] for one in managed.ask(do="status")["servers"]] == ["a"]
+
+
+# ---- several at once
+
+
+def test_reloads_coalesce_and_all_who_asked_are_answered(managed):
+    managed.write(server())
+    managed.begin()
+    gate = managed.gate()
+    first = in_thread(managed.ask, do="reload")
+    gate.reached()
+    for _ in range(50):
+        managed.signal(signal.SIGHUP)
+    later = [in_thread(managed.ask, do="reload") for _ in range(3)]
+    assert managed.ask(do="status")["state"] == "reloading"
+    gate.open()
+    assert first() | {"seconds": 0} == {"ok": True, "generation": 2, "seconds": 0}
+    assert {answer()["generation"] for answer in later} <= {3, 4}
+    assert managed.ask(do="status")["generation"] <= 4
+
+
+def test_a_storm_of_hups_makes_few_generations(managed):
+    managed.write(server())
+    managed.begin()
+    for _ in range(50):
+        managed.signal(signal.SIGHUP)
+    managed.reload()
+    assert managed.ask(do="status")["generation"] <= 5
+    assert managed.program.log.count("reloaded: ") <= 4
+
+
+def test_a_reload_while_the_last_ones_still_drain(managed, eventually):
+    managed.write(server())
+    managed.begin()
+    gate = managed.gate("release")
+    with managed.talk(b"hold") as held:
+        assert held.readline() == b"holding\n"
+        managed.reload()
+        managed.reload()
+        managed.reload()
+        assert sorted(one["state"] for one in managed.server()["workers"]).count("retiring") >= 1
+        gate.open()
+        assert held.readline().startswith(b"hold one ")
+    eventually(lambda: len(managed.server()["workers"]) == 1)
+
+
+def test_a_stop_wins_over_a_reload(managed):
+    managed.write(server())
+    managed.begin()
+    gate = managed.gate()
+    answer = in_thread(managed.ask, do="reload")
+    gate.reached()
+    assert managed.program.end() == 0
+    assert answer()["errors"]
+    assert "listening" not in managed.program.log.partition("reloading")[2]
+    gate.open()
+
+
+def test_no_descriptor_is_left_by_reloads(managed, eventually):
+    managed.write(server())
+    managed.begin()
+
+    def descriptors():
+        eventually(lambda: len(managed.server()["workers"]) == 1)
+        return len(os.listdir(f"/proc/{managed.program.pid}/fd"))
+
+    managed.reload()
+    before = descriptors()
+    for _ in range(3):
+        managed.reload()
+    eventually(lambda: descriptors() <= before)

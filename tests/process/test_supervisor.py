@@ -1,0 +1,527 @@
+"""Whatever becomes of single processes, srvkit goes on serving, or ends and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
+TCP = "tcp://127.0.0.1:0"
+
+
+def server(model: str = "event", name: str = "a", listen: str = TCP, more: str = "") -> str:
+    return f'[server.{name}]\nlisten = "{listen}"\nhandler = "talk"\nconcurrency = "{model}"\n{more}\n'
+
+
+def children(pid: int) -> set[int]:
+    return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+# ---- workers that die
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_killed_worker_is_replaced_within_a_second(model, managed, available):
+    available(model)
+    managed.write(server(model) + server(name="b"))
+    managed.begin()
+    (pid,), other = managed.workers(), managed.workers("b")
+    address = managed.address()
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    answer = managed.answer(b"hello", address)  # it waits in the queue meanwhile
+    assert time.monotonic() - killed < 1
+    assert int(answer.split()[-1]) != pid
+    managed.program.wait_for(f"a: worker {pid} was killed by SIGKILL$")
+    assert managed.workers("b") == other
+    assert managed.server()["counters"]["restarts"] == 1
+    assert managed.program.end() == 0
+
+
+def test_only_requests_inside_a_killed_worker_are_lost(managed):
+    managed.write(server("serial", more="workers = 2"))
+    managed.begin()
+    gate = managed.gate("release")
+    address = managed.address()
+    with managed.talk(b"hold", address) as lost, managed.talk(b"hold", address) as kept:
+        assert lost.readline() == kept.readline() == b"holding\n"
+        queued = [managed.talk(b"%d" % number, address) for number in range(5)]
+        status = managed.ask(do="connections")["connections"]
+        peers = {one["peer"]: one["worker"] for one in status}
+        assert len(peers) == 2
+        victim = min(peers.values())
+        os.kill(victim, signal.SIGKILL)
+        for number, file in enumerate(queued):
+            assert file.readline().startswith(b"%d one " % number)
+            file.close()
+        gate.open()
+        answers = [lost.readline(), kept.readline()]
+        assert sorted(answers, key=len)[0] == b""
+        assert sorted(answers, key=len)[1] == b"hold one %d\n" % max(peers.values())
+    counters = managed.server()["counters"]
+    assert (counters["lost"], counters["restarts"], counters["accepted"]) == (1, 1, 7)
+
+
+def test_a_stampede_costs_only_what_is_inside(managed, load, eventually):
+    managed.write(server("event", more="workers = 2"))
+    managed.begin()
+    address = managed.address()
+    kills, threads = 15, 4
+    with load(lambda: managed.connect(address), threads=threads) as it:
+        began = time.monotonic()
+        for number in range(kills):
+            time.sleep(max(0.0, began + number * 0.1 - time.monotonic()))
+            eventually(managed.workers)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(managed.workers()[0], signal.SIGKILL)
+    stopped = time.monotonic()
+    assert managed.answer(b"hello", address).startswith(b"hello ")
+    assert time.monotonic() - stopped < 1
+    lost = [number for number, answer in it.answers.items() if not answer]
+    assert len(lost) + len(it.failures) <= kills * threads
+    assert not [line for line in it.failures if "Refused" in line or "imeout" in line]
+    assert len(it.answers) > 10 * len(lost)
+    eventually(lambda: len(managed.workers()) == 2)
+    assert 1 <= managed.server()["counters"]["restarts"] <= kills
+    assert managed.program.end() == 0
+
+
+@pytest.mark.parametrize("model", ["event", "threading"])
+def test_a_crash_is_named_and_shown(model, managed):
+    managed.write(server(model) + server(name="b"))
+    managed.begin()
+    (pid,), other = managed.workers(), managed.workers("b")
+    with managed.talk(b"segv") as client, contextlib.suppress(ConnectionResetError):
+        assert client.read() == b""
+    managed.program.wait_for(f"a: worker {pid} was killed by SIGSEGV$")
+    stacks = managed.program.log.partition(f"a: worker {pid}: its stacks when it ended")[2]
+    assert re.search(r'plugin\.py", line \d+ in obey$', stacks, re.MULTILINE), managed.program.log
+    (pid,) = {int(managed.answer().split()[-1])}
+    with managed.talk(b"exit") as client, contextlib.suppress(ConnectionResetError):
+        assert client.read() == b""
+    managed.program.wait_for(f"a: worker {pid} ended with status 7$")
+    assert managed.answer().startswith(b"hello ")
+    assert managed.workers("b") == other
+
+
+def test_a_crash_of_a_forked_child_is_its_own(managed, eventually):
+    managed.write(server("forking"))
+    managed.begin()
+    before = managed.workers()
+    for line in (b"segv", b"exit"):
+        with managed.talk(line) as client, contextlib.suppress(ConnectionResetError):
+            assert client.read() == b""
+    assert managed.answer().startswith(b"hello ")
+    assert managed.workers() == before
+    eventually(lambda: managed.server()["counters"]["errors"] == 2)
+
+
+# ---- workers that do not get ready
+
+
+@pytest.mark.parametrize(
+    ("breaking", "status", "said"),
+    [
+        ('raise OSError("no database")', 3, "no database"),
+        ("os._exit(9)", 3, "status 9"),
+        ("ctypes.string_at(0)", 3, "SIGSEGV"),
+    ],
+)
+def test_a_first_start_that_fails_ends(breaking, status, said, managed, talking):
+    managed.write(server(), talking.replace('wait_at("gate")', breaking))
+    done = managed.command("run")
+    assert done.returncode == status
+    (line,) = re.findall("^srvkit: .*$", done.stderr, re.MULTILINE)
+    assert said in line
+    assert "a: " in line
+    assert not managed.processes()
+    assert not list((managed.folder / "run").iterdir())
+
+
+def test_a_first_start_with_a_broken_plugin_ends_with_one_line(managed, talking):
+    managed.write(server(), "import no_such_module\n")
+    done = managed.command("run")
+    assert done.returncode == 3
+    assert re.fullmatch("srvkit: .*plugin.py.*no_such_module.*\n", done.stderr)
+
+
+def test_one_that_breaks_later_is_tried_again_ever_more_slowly(managed, talking):
+    plugin = talking.replace(
+        'wait_at("gate")', 'assert not os.path.exists("broken-" + server.name), "no database"'
+    )
+    managed.write(server() + server(name="b"), plugin)
+    managed.begin()
+    other, address = managed.workers("b"), managed.address()
+    (managed.folder / "broken-a").touch()
+    os.kill(*managed.workers(), signal.SIGKILL)
+    failed = r"a: worker \d+ ended with status 3$"
+    managed.program.wait_for("a: could not start: AssertionError: no database$")
+    managed.program.wait_for(failed)
+    first = time.monotonic()
+    managed.program.wait_for(failed, times=2)
+    assert time.monotonic() - first > 0.8
+    (managed.folder / "broken-a").unlink()
+    assert managed.answer(b"hello", address).startswith(b"hello ")  # it has waited in the queue
+    assert managed.workers("b") == other
+    assert managed.program.end() == 0
+
+
+def test_workers_that_crash_at_each_request_are_not_started_without_end(managed):
+    managed.write(server())
+    managed.begin()
+    address = managed.address()
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        with managed.talk(b"exit", address) as client, contextlib.suppress(ConnectionResetError):
+            client.read()
+    assert 5 <= managed.server()["counters"]["restarts"] <= 30
+    assert managed.answer(b"hello", address).startswith(b"hello ")
+
+
+# ---- the supervisor dies
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_is_left_a_second_after_the_supervisor_was_killed(model, managed, available, eventually):
+    available(model)
+    managed.write(server(model) + server(name="b", listen="unix:b.sock"))
+    managed.begin()
+    addresses = managed.address(), managed.address("b")
+    with contextlib.ExitStack() as stack:
+        gate = managed.gate("release")
+        idle = stack.enter_context(managed.connect("unix:b.sock"))
+        idle.sendall(b"hello\n")
+        assert idle.recv(100).startswith(b"hello ")
+        clients = [stack.enter_context(managed.talk(b"hold")) for _ in range(1 if model == "serial" else 3)]
+        assert clients[0].readline() == b"holding\n"
+        assert len(managed.processes()) >= 3
+        managed.signal(signal.SIGKILL)
+        killed = time.monotonic()
+        eventually(lambda: not managed.processes())
+        assert time.monotonic() - killed < 1
+        for client in clients:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.readline() in (b"", b"holding\n")
+    gate.abandon()
+    managed.program.ended()
+    managed.write(server(model, listen=addresses[0]) + server(name="b", listen="unix:b.sock"))
+    managed.begin()
+    assert managed.answer(b"again", addresses[0]).startswith(b"again one ")
+    assert managed.answer(b"again", "unix:b.sock").startswith(b"again one ")
+    assert managed.program.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [(model, line) for model in ("event", "threading", "forking") for line in (b"spin", b"sleep")]
+    + [("forking", b"gil")],
+)
+def test_a_handler_that_hangs_does_not_outlive_the_supervisor(model, line, managed, eventually):
+    managed.write(server(model))
+    managed.begin()
+    with managed.talk(line):
+        eventually(lambda: managed.server()["counters"]["accepted"] == 1)
+        managed.signal(signal.SIGKILL)
+        killed = time.monotonic()
+        eventually(lambda: not managed.processes())
+        assert time.monotonic() - killed < 1
+
+
+def test_a_worker_that_is_not_ready_yet_does_not_outlive_the_supervisor(managed, eventually):
+    managed.write(server())
+    managed.begin()
+    gate = managed.gate()
+    managed.signal(signal.SIGHUP)
+    gate.reached()
+    managed.signal(signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(lambda: not managed.processes())
+    assert time.monotonic() - killed < 1
+    gate.open()
+
+
+# ---- signals
+
+
+def test_workers_come_and_go_by_ttin_and_ttou(managed, eventually):
+    managed.write(server("serial"))
+    managed.begin()
+    managed.signal(signal.SIGTTIN)
+    managed.program.wait_for("a: 2 workers from now on$")
+    managed.signal(signal.SIGTTIN)
+    eventually(lambda: len(managed.workers()) == 3)
+    managed.signal(signal.SIGTTOU)
+    managed.program.wait_for("a: 2 workers from now on$", times=2)
+    managed.signal(signal.SIGTTOU)
+    managed.program.wait_for("a: 1 worker from now on$")
+    managed.signal(signal.SIGTTOU)
+    managed.program.wait_for("a: 1 worker from now on$", times=2)
+    eventually(lambda: len(managed.server()["workers"]) == 1)
+    assert managed.answer().startswith(b"hello ")
+    assert managed.server()["counters"]["lost"] == 0
+
+
+def test_three_workers_are_three_processes_that_all_serve(managed):
+    managed.write(server("serial", more="workers = 3"))
+    managed.begin()
+    workers = managed.workers()
+    assert len(set(workers)) == 3
+    assert children(managed.program.pid) == set(workers)
+    gate = managed.gate("release")
+    files = [managed.talk(b"hold") for _ in workers]
+    for file in files:
+        assert file.readline() == b"holding\n"
+    gate.open()
+    assert {int(file.readline().split()[-1]) for file in files} == set(workers)
+    for file in files:
+        file.close()
+
+
+def test_a_storm_of_signals_changes_nothing(managed, load, eventually):
+    managed.write(server("event", more="workers = 2"))
+    managed.begin()
+    names = ["HUP", "USR1", "WINCH", "TTIN", "TTOU", "CHLD", "PIPE", "ALRM", "URG", "CONT", "PROF", "IO"]
+    address = managed.address()
+    with load(lambda: managed.connect(address)) as it:
+        for number in range(200):
+            managed.signal(getattr(signal, "SIG" + names[number % len(names)]))
+            time.sleep(0.005)
+        managed.reload()
+    it.verify()
+    assert managed.program.process.poll() is None
+    assert managed.ask(do="status")["state"] == "running"
+    managed.reload()
+    eventually(lambda: len(managed.server()["workers"]) == 2)
+    assert managed.program.end() == 0
+
+
+def test_an_interrupt_for_the_whole_group_is_one_orderly_stop(managed):
+    managed.write(server("threading"))
+    managed.begin(start_new_session=True)
+    gate = managed.gate("release")
+    (pid,) = managed.workers()
+    with managed.talk(b"hold") as client:
+        assert client.readline() == b"holding\n"
+        os.kill(pid, signal.SIGINT)  # as if a terminal had sent it to all
+        os.killpg(managed.program.pid, signal.SIGINT)
+        managed.program.wait_for("SIGINT: stopping$")
+        gate.open()
+        assert client.readline() == b"hold one %d\n" % pid
+    assert managed.program.ended() == 0
+
+
+def test_workers_ignore_what_is_meant_for_the_supervisor(managed):
+    managed.write(server("event") + server("forking", "b"))
+    managed.begin()
+    before = managed.workers(), managed.workers("b")
+    for pid in (*before[0], *before[1]):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGALRM):
+            os.kill(pid, number)
+    assert managed.answer(b"hello", managed.address()).startswith(b"hello ")
+    assert managed.answer(b"hello", managed.address("b")).startswith(b"hello ")
+    assert (managed.workers(), managed.workers("b")) == before
+
+
+def test_a_term_to_a_worker_replaces_it_without_loss(managed):
+    managed.write(server("threading"))
+    managed.begin()
+    gate = managed.gate("release")
+    (pid,) = managed.workers()
+    with managed.talk(b"hold") as client:
+        assert client.readline() == b"holding\n"
+        os.kill(pid, signal.SIGTERM)
+        managed.program.wait_for(f"a: worker {pid} is to be replaced: TERM$")
+        gate.open()
+        assert client.readline() == b"hold one %d\n" % pid
+        assert client.readline() == b""
+    assert int(managed.answer().split()[-1]) != pid
+    assert managed.server()["counters"]["lost"] == 0
+
+
+def test_what_was_inherited_of_signals_does_not_matter(managed, eventually):
+    def spoil():
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGCHLD])
+
+    managed.write(server("forking"))
+    managed.begin(preexec_fn=spoil)
+    (pid,) = managed.workers()
+    os.kill(pid, signal.SIGKILL)
+    managed.program.wait_for(f"a: worker {pid} was killed by SIGKILL$")
+    assert managed.answer().startswith(b"hello ")
+    managed.signal(signal.SIGHUP)
+    managed.program.wait_for("reloaded: this is generation 2$")
+    eventually(lambda: children(managed.program.pid) == set(managed.workers()))
+    assert managed.program.end(signal.SIGTERM) == 0
+
+
+# ---- places
+
+
+def test_it_is_safe_as_the_first_process(managed, talking, tool, eventually):
+    tool("unshare")
+    if subprocess.run(["unshare", "-pf", "--mount-proc", "true"], capture_output=True).returncode:
+        pytest.skip("no namespace of processes can be had")
+    plugin = talking.replace(
+        "obey(message)\n",
+        "obey(message)\n"
+        '        if message == b"orphan":\n'
+        '            subprocess.run(["sh", "-c", "(echo > orphan; exit 3) & (exit 4) & exit 0"])\n'
+        '            return b"%d" % subprocess.run(["sh", "-c", "exit 5"]).returncode\n',
+    )
+    managed.write(server("threading"), plugin)
+    run = ["unshare", "-pf", "--mount-proc", sys.executable, "-m", "srvkit", "run"]
+    managed.program = managed.start("-c", f"import os; os.execvp('unshare', {run})")
+    managed.program.wait_for(r"srvkit\[1\].*listening on ")
+    (supervisor,) = children(managed.program.pid)
+    try:
+        (worker,) = children(supervisor)
+        for _ in range(3):
+            assert managed.answer(b"orphan") == b"5\n"
+        eventually((managed.folder / "orphan").exists)
+        eventually(lambda: children(supervisor) == {worker})
+        os.kill(worker, signal.SIGKILL)
+        managed.program.wait_for(r"worker \d+ was killed by SIGKILL$")
+        assert managed.answer().startswith(b"hello ")
+        assert " ended with status 3" not in managed.program.log
+        os.kill(supervisor, signal.SIGTERM)
+        assert managed.program.ended() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGKILL)  # and with it all of the namespace
+
+
+@pytest.mark.parametrize("model", ["threading", "forking", "event"])
+def test_programs_that_a_handler_starts_inherit_nothing(model, managed, talking):
+    plugin = talking.replace(
+        "obey(message)\n",
+        'return subprocess.check_output(["ls", "/proc/self/fd"], close_fds=False).replace(b"\\n", b" ")\n',
+    )
+    managed.write(server(model) + server(name="b"), plugin)
+    managed.begin()
+    assert managed.answer() == b"0 1 2 3 \n"  # 3 is the folder that is being read
+
+
+def test_a_second_start_is_refused_and_does_no_harm(managed):
+    managed.write(server(listen="unix:a.sock"))
+    managed.begin()
+    before = managed.workers()
+    done = managed.command("run")
+    assert done.returncode == 3
+    assert done.stderr == f"srvkit: this configuration is running already (pid {managed.program.pid})\n"
+    assert managed.workers() == before
+    assert managed.answer(b"hello", "unix:a.sock").startswith(b"hello ")
+    assert managed.program.end() == 0
+    assert not list((managed.folder / "run").iterdir())
+    managed.begin()
+
+
+# ---- workers that retire
+
+
+def test_workers_that_retire_after_so_many_requests_lose_none(managed, load, eventually):
+    managed.write(server("threading", more="workers = 2\nlimits.max_requests = 30"))
+    managed.begin()
+    address, before = managed.address(), managed.workers()
+    with load(lambda: managed.connect(address)) as it:
+        managed.program.wait_for("is to be replaced: max_requests$", times=5)
+    it.verify()
+    eventually(lambda: len(managed.server()["workers"]) == 2)
+    assert not set(managed.workers()) & set(before)
+    counters = managed.server()["counters"]
+    assert (counters["accepted"], counters["lost"], counters["restarts"]) == (len(it.answers), 0, 0)
+
+
+def test_a_worker_that_has_grown_too_large_is_replaced(managed):
+    managed.write(
+        server("threading", more='limits.max_rss = "150MiB"'), general='heartbeat_timeout = "600ms"'
+    )
+    managed.begin()
+    (pid,) = managed.workers()
+    assert managed.answer(b"big") == b"big one %d\n" % pid
+    managed.program.wait_for(f"a: worker {pid} is to be replaced: max_rss$")
+    managed.program.wait_for("a: worker .* is to be replaced")
+    pidfds = [os.pidfd_open(pid)] if os.path.exists(f"/proc/{pid}") else []
+    assert not pidfds or select.select(pidfds, [], [], 30)[0]
+    for fd in pidfds:
+        os.close(fd)
+    (new,) = managed.workers()
+    assert new != pid
+    assert managed.answer() == b"hello one %d\n" % new
+
+
+# ---- commands
+
+
+@pytest.mark.parametrize("model", ["threading", "forking", "serial", "event"])
+def test_the_commands_see_what_there_is_and_do_as_they_are_told(model, managed, eventually):
+    managed.write(server(model))
+    managed.begin()
+    (pid,) = managed.workers()
+    with managed.connect() as sock, sock.makefile("rb") as file:
+        sock.sendall(b"hello\n")
+        file.readline()
+        status = json.loads(managed.command("status", "--json").stdout)
+        (one,) = status["servers"]
+        assert status["pid"] == managed.program.pid
+        assert (status["state"], status["generation"]) == ("running", 1)
+        assert (one["name"], one["model"], one["addresses"]) == ("a", model, [managed.address()])
+        assert [(worker["pid"], worker["state"]) for worker in one["workers"]] == [(pid, "ready")]
+        assert one["counters"]["accepted"] == one["counters"]["open"] == 1
+        assert str(pid) in managed.command("status").stdout
+        (connection,) = json.loads(managed.command("connections", "--json").stdout)["connections"]
+        assert connection["peer"] == "{}:{}".format(*sock.getsockname())
+        assert (connection["server"], connection["worker"]) == ("a", pid)
+        assert connection["id"] in managed.command("connections").stdout
+        killed = managed.command("kill", connection["id"])
+        assert (killed.returncode, killed.stderr) == (0, "")
+        assert file.readline() == b""
+    eventually(lambda: managed.server()["counters"]["open"] == 0)
+    again = managed.command("kill", connection["id"])
+    assert again.returncode == 1
+    assert connection["id"] in again.stderr
+    assert managed.answer().startswith(b"hello ")
+    assert managed.command("stop").returncode == 0
+    assert managed.program.ended() == 0
+    assert managed.command("status").returncode == 3
+
+
+@pytest.mark.parametrize("model", ["threading", "forking", "event"])
+def test_connections_in_the_midst_of_a_request_are_seen_and_killed(model, managed):
+    managed.write(server(model))
+    managed.begin()
+    gate = managed.gate("release")
+    with managed.talk(b"hold") as client:
+        assert client.readline() == b"holding\n"
+        (one,) = managed.ask(do="connections")["connections"] or [None]
+        assert one["seconds"] >= 0
+        answer = managed.ask(do="kill", id=one["id"])
+        assert answer.get("killed"), answer
+        with contextlib.suppress(ConnectionResetError):
+            assert client.readline() == b""
+    if model == "forking":  # it was the child that waited
+        gate.abandon()
+    else:
+        gate.open()
+    assert managed.answer().startswith(b"hello ")
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="ss is not installed")
+def test_all_workers_listen_on_one_socket(managed):
+    managed.write(server("event", more="workers = 3"))
+    managed.begin()
+    port = managed.address().rpartition(":")[2]
+    found = subprocess.check_output(["ss", "-Hltn", f"sport = :{port}"], text=True)
+    assert len(found.splitlines()) == 1
