@@ -35,7 +35,7 @@ from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
 from srvkit.process.scoreboard import Board, ChildRows
 from srvkit.process.worker import CANNOT_START, Worker
-from srvkit.server.accounts import AccountsMixIn, ForkedAccountsMixIn
+from srvkit.server.accounts import AccountsMixIn, ForkedAccountsMixIn, OpenRequest
 from srvkit.server.handler import kind_of
 from srvkit.server.stream import TCPServer
 
@@ -50,6 +50,7 @@ IGNORED_SIGNALS = tuple(
 )
 BEATS = 3  # in one heartbeat_timeout
 SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
+KILL_TIME = 1.0  # seconds for a handler to notice that an operator has cut its connection
 LAST_MOMENT = 0.4  # seconds for handlers to notice, when there is no supervisor any more
 
 Assembler = Callable[[], tuple[Plan, Plugins]]
@@ -234,7 +235,7 @@ class SupervisedWorker(Worker):
         """
         if self._blocks and self._server.requests_at_hand():
             self._board.beat()
-        for one in list(self._server.at_hand.values()):
+        for one in self._server.open_requests():
             waits = getattr(one.request, "waits", 0)
             if waits % 2 or (one.number, waits) != self._seen:
                 self._board.beat()
@@ -278,7 +279,7 @@ class SupervisedWorker(Worker):
         # Where connections live in a loop, their links keep the account; else the sockets themselves.
         links = {id(link.request): link for link in list(getattr(self._server, "links", ()))}
         found = []
-        for one in list(self._server.at_hand.values()):
+        for one in self._server.open_requests():
             keeper = links.get(id(one.request), one.request)
             found.append(
                 {
@@ -293,10 +294,20 @@ class SupervisedWorker(Worker):
         return found
 
     def _kill(self, number: int) -> bool:
-        for one in list(self._server.at_hand.values()):
-            if one.number == number:
-                return bool(self._server.cut_request(one.request))
-        return False
+        one = next((one for one in self._server.open_requests() if one.number == number), None)
+        if one is None:
+            return False
+        if self._runs_in_loop:
+            self._loop.call_later(KILL_TIME, lambda: self._end_if_still_there(one))
+        return bool(self._server.cut_request(one.request))
+
+    def _end_if_still_there(self, one: OpenRequest) -> None:
+        """End the process where a handler that has it to itself takes no notice of its connection's end."""
+        if any(other.number == one.number for other in self._server.open_requests()):
+            log.error(
+                "%s: %s does not end, so its worker does", self._server.name, display(one.client_address)
+            )
+            os._exit(1)
 
 
 def _with_accounts(plan: Plan, board: Board, interval: float, retire_after: int, has_peers: bool) -> Plan:

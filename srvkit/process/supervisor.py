@@ -7,6 +7,7 @@ what becomes of single workers that of `workers`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -131,6 +132,8 @@ class Supervisor:
             self._questions.answered,
             self._watch is not None,
         )
+        # What there is by now stays. No worker's garbage collector is to touch it, and so copy 4 MB of pages.
+        gc.freeze()
         with self._signals as signals, self._loop as loop:
             loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
             self._feed_watchdog()
@@ -435,6 +438,9 @@ class Supervisor:
                 workers.retire(before.config.srvkit.drain_timeout, shared)
         for listener in removed:
             listener.close()
+        if self._watch is not None:
+            workers_of = [worker for one in made.workers.values() for worker in one.workers.values()]
+            self._watch.over(made.config, {file for worker in workers_of for file in worker.files})
         if before is not None:
             self._change_log(before.config, made.config)
         for name, workers in made.workers.items():
@@ -451,9 +457,6 @@ class Supervisor:
         self._notifier.ready()
         self._notifier.status(f"serving {', '.join(made.workers)}")
         self._look_after(made.config.srvkit.heartbeat_timeout)
-        if self._watch is not None:
-            workers_of = [worker for one in made.workers.values() for worker in one.workers.values()]
-            self._watch.over(made.config, {file for worker in workers_of for file in worker.files})
 
     def _files_changed(self, names: list[str]) -> None:
         log.info("changed: %s", ", ".join(names))

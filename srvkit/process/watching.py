@@ -26,7 +26,7 @@ class Watch:
         self._changed = changed
         self._config: Config | None = None
         self._more: list[str] = []
-        self._state: State | None = None
+        self._state: State = {}
 
     def over(self, config: Config, files: Iterable[str]) -> None:
         """Watch what makes up this configuration, and these files besides, from now on."""
@@ -34,12 +34,13 @@ class Watch:
             self._loop.call_later(INTERVAL, self._look)
         self._config = config
         self._more = sorted(files)
-        self._state = None
+        # What was watched before keeps its stamp: it may have been edited since it was read.
+        self._state = {name: self._state.get(name, stamp) for name, stamp in _state_of(self._files()).items()}
 
     def _look(self) -> None:
         self._loop.call_later(INTERVAL, self._look)
         before, self._state = self._state, _state_of(self._files())
-        if before is not None and before != self._state:
+        if before != self._state:
             both = before.items() ^ self._state.items()
             self._changed(sorted({name for name, _ in both}))
 

@@ -285,6 +285,7 @@ class BaseServer:
         return self._listeners
 
     def requests_at_hand(self) -> list[Any]:
+        """Return the requests that are being handled; of servers from TOML."""
         return [] if self._seats is None else self._seats.requests()
 
     @event_driven
@@ -331,10 +332,10 @@ class BaseServer:
             return
         if self._seats is not None and not self._seats.take(request):
             log.warning("%s: no seat free for %s, closed", self._name(), display(client_address))
-            self.shutdown_request(request)
+            self.refuse_request(request)
             return
         if not self.verify_request(request, client_address):
-            self.shutdown_request(request)
+            self.refuse_request(request)
             return
         try:
             self.process_request(request, client_address)
@@ -357,6 +358,10 @@ class BaseServer:
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether the request may be handled. May be overridden."""
         return True
+
+    def refuse_request(self, request: Any) -> None:
+        """End a request that is not to be handled."""
+        self.shutdown_request(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle the request here and now; the mixins override it to do so elsewhere."""

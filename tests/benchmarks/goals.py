@@ -88,6 +88,7 @@ GOALS = [
         _MESSAGE,
         1 / 3,
         f"socketserver {_UNTIL}",
+        why=_THREAD_WHY,
     ),
     Goal(
         f"{_THREADING}, MessageHandler until the client closes; socketserver reads once",
