@@ -71,8 +71,12 @@ class UDPServer(TCPServer):
         self._plain_steps = not vars(self).keys() & STEPS and all(map(self._is_plain, STEPS))
 
     def _is_plain(self, step: str) -> bool:
-        method = getattr(type(self), step)
-        return method is getattr(UDPServer, step) or getattr(method, "passes_datagrams", False)
+        for one in type(self).__mro__:  # not just the first: a marked step passes on to the next one
+            if one is UDPServer:
+                break
+            if step in vars(one) and not getattr(vars(one)[step], "passes_datagrams", False):
+                return False
+        return True
 
     def _take_requests(self) -> None:
         """Take a burst of datagrams; where the steps are plain, in one short loop to the same effect.

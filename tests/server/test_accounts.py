@@ -58,7 +58,7 @@ class Board:
 
 
 PLUGIN = """
-import os, signal
+import os, signal, threading
 import srvkit
 
 class Talk(srvkit.MessageHandler):
@@ -67,6 +67,8 @@ class Talk(srvkit.MessageHandler):
     def handle_message(self, message):
         if message == b"fail":
             raise LookupError("as wished")
+        if message == b"where":
+            return b"%d" % threading.get_native_id()
         if message == b"die":
             os.kill(os.getpid(), signal.SIGKILL)
         return message
@@ -230,3 +232,25 @@ def test_a_loop_that_is_held_up_does_not_beat(watched: Any) -> None:
     assert not server.board.beats.acquire(timeout=0.1)
     release.set()
     assert server.board.beats.acquire(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("model", "is_the_loops"), [("serial", True), ("event", True), ("threading", False), ("pool", False)]
+)
+def test_datagrams_are_handled_where_the_model_says(
+    model: str, is_the_loops: bool, watched: Any, client: Any
+) -> None:
+    """Counting them does not take them away from it."""
+    loops = []
+
+    def beat() -> None:
+        loops.append(threading.get_native_id())
+
+    board = Board()
+    board.beat = beat  # type: ignore[method-assign]
+    server = watched(model, "udp", board=board)
+    host, port = server.server_address
+    with client(f"udp://{host}:{port}") as sock:
+        sock.send(b"where")
+        where = int(sock.recv(100))
+    assert (where in loops) == is_the_loops
