@@ -524,7 +524,8 @@ def test_a_handler_that_ignores_the_loss_of_its_peer_is_cancelled(
             try:
                 while True:
                     try:
-                        await self.reader.readline()
+                        if not await self.reader.readline():
+                            return
                     except OSError:
                         if stubborn != "reads again":
                             await asyncio.Event().wait()
