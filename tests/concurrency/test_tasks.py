@@ -495,7 +495,7 @@ def test_a_client_that_does_not_read_the_last_words_is_let_go(
 
     with serve(Big, limits={"write_timeout": 0.1}) as server, client(server.address):
         eventually(lambda: ends)
-        assert repr(server.server).endswith("serving, 0 of 1024 seats taken>")
+        eventually(lambda: repr(server.server).endswith("serving, 0 of 1024 seats taken>"))
     assert ends[0][0] == "write-timeout"
 
 

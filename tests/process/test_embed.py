@@ -91,7 +91,7 @@ def _nothing_is_left():
     for thread in set(threading.enumerate()) - threads:
         thread.join(30)
         assert not thread.is_alive()
-    assert open_descriptors().keys() == before.keys()
+    assert open_descriptors().keys() <= before.keys()  # others' may have been collected meanwhile
 
 
 @pytest.mark.parametrize("model", MODELS)
