@@ -149,6 +149,8 @@ GOALS = [
         figure="per_connection",
         unit="KB",
         divisor=1024,
+        why="0.96 of it is the connection's; the rest are pages of the supervisor's memory that a worker "
+        "has copied",
     ),
     Goal(
         "`event`, p99 of an active connection among 15,000 idle ones, to the same alone",
