@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from srvkit.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     from srvkit.cli.run import Subparsers
-
-DEFAULT_CONFIG = "srvkit.toml"
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -6,10 +6,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from srvkit.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]
 
-DEFAULT_CONFIG = "srvkit.toml"
 PATIENCE = 10.0  # seconds; all but a reload is answered at once
 
 

@@ -10,12 +10,12 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srvkit.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from srvkit.plugins.manager import Offer, Plugins
-
-DEFAULT_CONFIG = "srvkit.toml"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from srvkit.cli.run import DEFAULT_CONFIG
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from srvkit.net.address import Address
 
     Addresses = dict[str, list[Address]]  # of each server
-
-DEFAULT_CONFIG = "srvkit.toml"
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -21,9 +21,9 @@ from gevent.hub import Waiter
 from gevent.lock import Semaphore
 from greenlet import greenlet
 
+from srvkit.net.connection import DONT_WAIT
+
 READING, WRITING = 1, 2  # gevent's numbers of what a watcher waits for
-# With each call: to the kernel the socket stays blocking. An int: flags of the enum cost 1 µs for each "|".
-DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # seconds between attempts to send a datagram
 

@@ -7,7 +7,6 @@ more is read from that peer. Handlers are known by their callbacks, servers by t
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import Context
@@ -21,6 +20,7 @@ from srvkit.net.address import display
 from srvkit.net.connection import (
     BAD_MESSAGE,
     CLOSED,
+    DONT_WAIT,
     EOF,
     ERROR,
     FIRST_BYTE_TIMEOUT,
@@ -40,7 +40,6 @@ log = logging.getLogger("srvkit.server")
 CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further message is handled
 GRANULARITY = 0.05  # seconds by which a timeout may come late
-DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)  # with each call: sockets need not be made non-blocking
 ASK: Any = object()  # stands for a reply that is not known yet
 
 

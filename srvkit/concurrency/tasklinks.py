@@ -20,6 +20,7 @@ from srvkit.net.address import display
 from srvkit.net.connection import (
     BAD_MESSAGE,
     CLOSED,
+    DONT_WAIT,
     EOF,
     ERROR,
     FIRST_BYTE_TIMEOUT,
@@ -39,7 +40,6 @@ log = logging.getLogger("srvkit.server")
 CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on `drain()` waits
 LAST_WORDS = 5.0  # seconds that a handler has, once it was told that its connection is lost
-DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 class HandlerTask(asyncio.Transport):

@@ -13,6 +13,9 @@ import sys
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
+# With each call: to the kernel, sockets stay blocking. A plain int: flags of the enum cost 1 µs for each "|".
+DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+
 # Outcomes of a connection, as they stand in logs and hooks.
 CLOSED = "closed"  # the handler ended it
 EOF = "eof"  # the peer ended it, between messages

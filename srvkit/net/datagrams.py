@@ -14,14 +14,13 @@ import sys
 from typing import Any
 
 from srvkit.errors import PeerGone
-from srvkit.net.connection import unmapped
+from srvkit.net.connection import DONT_WAIT, unmapped
 
 # The name is new in Python 3.12; the number is Linux's.
 IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else 0)
 IPV6_PKTINFO: int = getattr(socket, "IPV6_PKTINFO", 0)
 _IN_PKTINFO = struct.Struct("@I4s4s")  # ipi_ifindex, ipi_spec_dst, ipi_addr
 _IN6_PKTINFO = struct.Struct("@16sI")  # ipi6_addr, ipi6_ifindex
-DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 _ROOM = socket.CMSG_SPACE(_IN6_PKTINFO.size) if hasattr(socket, "CMSG_SPACE") else 0
 
 

@@ -85,7 +85,7 @@ class Listener:
         self._claim = claim
         self.socket = sock
         self.settings = settings or SocketSettings()
-        self._file = _identity(address.path) if address.is_unix and not address.is_abstract else None
+        self._file = identity(address.path) if address.is_unix and not address.is_abstract else None
 
     def __repr__(self) -> str:
         return f"<Listener {self.address}>"
@@ -141,7 +141,7 @@ class Listener:
             ):
                 if value:
                     self.socket.setsockopt(socket.SOL_SOCKET, option, value)
-            if self._file is not None and _identity(self.address.path) == self._file:
+            if self._file is not None and identity(self.address.path) == self._file:
                 _set_permissions(self.address, settings)
             if self.is_stream and not is_dead(self.socket):
                 self.listen()
@@ -166,7 +166,7 @@ class Listener:
         """Close the socket and remove its file, unless somebody has put another one in its place."""
         self.leave()
         if self._file is not None:
-            found = _identity(self.address.path)
+            found = identity(self.address.path)
             if found == self._file:
                 with suppress(FileNotFoundError):
                     os.unlink(self.address.path)
@@ -394,9 +394,10 @@ def _group_id(address: Address, settings: SocketSettings) -> int:
         raise ListenError(address, f"there is no group {settings.group!r}") from None
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def identity(path: Path | str | int) -> tuple[int, int] | None:
+    """Return what a file or an open descriptor is; None where there is none. Links are not followed."""
     try:
-        found = os.lstat(path)
+        found = os.fstat(path) if isinstance(path, int) else os.lstat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino

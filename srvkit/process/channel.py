@@ -75,18 +75,9 @@ class Channel:
         while self._loop is not None and self._read():
             pass
 
-    def die_with_the_other_side(self, yes: bool = True) -> None:
-        """Let the kernel end this process as soon as anything is heard, the end included.
-
-        For a time in which nobody reads here: plugins that are being imported may do anything.
-        """
-        fd = self.fileno()
-        if yes:
-            signal.signal(signal.SIGIO, signal.SIG_DFL)
-            fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        wanted = flags | os.O_ASYNC if yes else flags & ~os.O_ASYNC
-        fcntl.fcntl(fd, fcntl.F_SETFL, wanted)
+    def die_with_the_other_side(self) -> None:
+        """Let the kernel end this process as soon as anything is heard, the end included."""
+        end_at_news(self.fileno(), os.getpid())
 
     def leave(self) -> None:
         """Close the descriptor alone, in a forked process that has no use for it."""
@@ -172,3 +163,13 @@ def open_channel() -> tuple[Channel, Channel]:
     """Return both ends of a new channel."""
     one, other = socket.socketpair()
     return Channel(one), Channel(other)
+
+
+def end_at_news(fd: int, whom: int) -> None:
+    """Let the kernel end a process (below 0: a group) as soon as there is anything to read, the end included.
+
+    For when nobody reads there: plugins that are being imported may do anything.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, whom)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)

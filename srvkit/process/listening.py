@@ -45,7 +45,7 @@ class ListeningSockets:
         self._settings = {name: settings.socket for name, settings in config.server.items()}
 
     @classmethod
-    def inherited(cls, entries: list[tuple[str, str, str, Listener]], config: Config) -> ListeningSockets:
+    def inherited(cls, entries: list[tuple[str, str, str, Listener]]) -> ListeningSockets:
         """Know sockets that a predecessor of this program has opened; each with its server and its key."""
         made = cls.__new__(cls)
         made._before, made.added, made._settings = None, [], {}

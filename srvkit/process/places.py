@@ -20,6 +20,7 @@ from typing import Self
 from srvkit.config.model import SrvkitSettings
 from srvkit.errors import SrvkitError
 from srvkit.net.address import MAX_UNIX_PATH
+from srvkit.net.listener import identity
 
 try:
     import fcntl
@@ -120,15 +121,6 @@ def make_folder(folder: Path) -> None:
         pass
     except OSError as error:
         raise PlaceError(f"the folder {folder} cannot be made: {error.strerror}") from None
-
-
-def identity(path: Path | str | int) -> Identity | None:
-    """Return what a file or an open descriptor is; None where there is none. Links are not followed."""
-    try:
-        found = os.fstat(path) if isinstance(path, int) else os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def remove_if(path: Path, own: Identity | None) -> None:

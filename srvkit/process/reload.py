@@ -21,11 +21,10 @@ from srvkit.process.children import ending
 from srvkit.process.cpus import usable_cpus
 from srvkit.process.listening import ListeningSockets
 from srvkit.process.supervised import try_out
+from srvkit.process.worker import CANNOT_START
 from srvkit.process.workers import Surroundings, Workers
 
 log = logging.getLogger("srvkit.process")
-
-CANNOT_START = 3
 
 
 @dataclass

@@ -18,6 +18,7 @@ from srvkit.config.compose import Plan
 from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Plugins
+from srvkit.process.children import ending
 from srvkit.process.signals import hold_back, let_through
 from srvkit.process.systemd import Notifier
 from srvkit.process.worker import FORCED, STOP_SIGNALS, Worker
@@ -226,8 +227,7 @@ class RunningWorker(Worker):
         self._notifier = notifier
         self._unready = len(servers)
         self.on_ready = lambda: self._loop.call_soon(self._one_is_ready)
-        if notifier.watchdog_interval is not None:
-            self._beat(notifier.watchdog_interval)
+        notifier.feed_watchdog(self._loop)
 
     def start(self, process: ServerProcess) -> None:
         self.look_after(process)
@@ -243,7 +243,7 @@ class RunningWorker(Worker):
             status = process.reap()
             if status:
                 level = logging.INFO if self._stopping else logging.ERROR
-                log.log(level, "%s: its process %s", process.name, _ending(status))
+                log.log(level, "%s: its process %s", process.name, ending(status))
                 self.worsen(status if status > 0 else FORCED)
             self.ended(process)
 
@@ -271,16 +271,3 @@ class RunningWorker(Worker):
         self._notifier.stopping()
         self._notifier.status("stopping")
         self._notifier.extend_timeout(seconds + 2 * self.after_the_cut)
-
-    def _beat(self, interval: float) -> None:
-        self._notifier.watchdog()
-        self._loop.call_later(interval, lambda: self._beat(interval))
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:  # a real-time signal
-        return f"was killed by signal {-status}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
-import fcntl
 import importlib
 import logging
 import os
@@ -16,7 +15,6 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -30,7 +28,7 @@ from srvkit.net.address import display
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Plugins
 from srvkit.process import privileges
-from srvkit.process.channel import Channel, Message
+from srvkit.process.channel import Channel, Message, end_at_news
 from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
 from srvkit.process.scoreboard import Board, ChildRows
@@ -52,8 +50,6 @@ BEATS = 3  # in one heartbeat_timeout
 SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
 KILL_TIME = 1.0  # seconds for a handler to notice that an operator has cut its connection
 LAST_MOMENT = 0.4  # seconds for handlers to notice, when there is no supervisor any more
-
-Assembler = Callable[[], tuple[Plan, Plugins]]
 
 
 @dataclass
@@ -91,20 +87,20 @@ def _trial(config: Config, problems: Problems) -> Message:
             privileges.drop(settings.user, settings.group)
         elif os.geteuid() == 0:  # and plugins must not be imported by root that were meant for another
             problems.raise_if_any()
-        plans, notes = _assembled(config, problems)
+        notes = _assembled(config, problems)
     except SrvkitError as error:
         return {"errors": str(error).splitlines(), "status": error.exit_status}
     except BaseException as error:
         log.exception("a plugin broke")
         return {"errors": [f"a plugin broke: {type(error).__name__}: {error}"], "status": CANNOT_START}
-    return {"errors": [], "notes": notes, "models": {plan.name: plan.model for plan in plans}}
+    return {"errors": [], "notes": notes}
 
 
-def _assembled(config: Config, problems: Problems) -> tuple[list[Plan], list[str]]:
+def _assembled(config: Config, problems: Problems) -> list[str]:
     assembled = assemble(config, problems)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
         refuse_threads()
-    return assembled.plans, assembled.plugins.notes
+    return assembled.plugins.notes
 
 
 def serve(post: Post) -> int:
@@ -144,9 +140,7 @@ def _hold_on_to(lifeline: int) -> None:
 
     Whatever a plugin does meanwhile: the interpreter is not asked, its lock may be held for ever.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    end_at_news(lifeline, -os.getpgrp())
     if select.select([lifeline], [], [], 0)[0]:  # it died before
         os._exit(1)
 

@@ -136,7 +136,7 @@ class Supervisor:
         gc.freeze()
         with self._signals as signals, self._loop as loop:
             loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
-            self._feed_watchdog()
+            self._notifier.feed_watchdog(loop)
             try:
                 if table is None:
                     self._claim(config)
@@ -155,11 +155,6 @@ class Supervisor:
         for workers in self._all_workers():
             self._note_end(workers)
         return self._status
-
-    def _feed_watchdog(self) -> None:
-        if self._notifier.watchdog_interval is not None:
-            self._notifier.watchdog()
-            self._loop.call_later(self._notifier.watchdog_interval, self._feed_watchdog)
 
     def _claim(self, config: Config) -> None:
         settings = config.srvkit
@@ -306,7 +301,7 @@ class Supervisor:
             path, fd = replacement.path_and_descriptor(table["control"])
             self._control = ControlSocket(path, self._loop, self._answer, fd=fd)
         entries = [(*key, replacement.listener_of(entry)) for *key, entry in table["listeners"]]
-        sockets = ListeningSockets.inherited(entries, config)
+        sockets = ListeningSockets.inherited(entries)
         workers = {entry["name"]: self._adopted(entry, sockets, config) for entry in table["workers"]}
         self._old += [self._adopted(entry, sockets, config) for entry in table["old"]]
         self._generation = Generation(table["generation"], config, sockets, workers)

@@ -17,6 +17,7 @@ from typing import Final
 from srvkit.errors import ListenError
 from srvkit.net import inherited
 from srvkit.net.inherited import Inherited
+from srvkit.net.readiness import Readiness
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -161,6 +162,12 @@ class Notifier:
     def watchdog(self) -> None:
         """Say that all is well; at least every `watchdog_interval` seconds."""
         self._send("WATCHDOG=1")
+
+    def feed_watchdog(self, loop: Readiness) -> None:
+        """Say so for as long as `loop` comes round, if anybody wants to hear it."""
+        if self.watchdog_interval is not None:
+            self.watchdog()
+            loop.call_later(self.watchdog_interval, lambda: self.feed_watchdog(loop))
 
     def mainpid(self, pid: int) -> None:
         """Name the process that is to be watched from now on."""

@@ -10,13 +10,13 @@ import socket
 from typing import Any
 
 from srvkit.net.address import display
+from srvkit.net.connection import DONT_WAIT
 from srvkit.net.datagrams import ask_for_destination, receive
 from srvkit.server.base import BURST, BaseServer
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.server")
 
-DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 # The steps of a request. Those after get_request() do nothing to a datagram that is handled at once,
 # finish_request apart.
 STEPS = (

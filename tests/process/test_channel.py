@@ -180,26 +180,6 @@ def test_the_kernel_ends_a_child_that_does_not_read_when_the_other_side_is_heard
         os.close(fd)
 
 
-def test_once_it_reads_itself_the_kernel_lets_it_live():
-    ours, theirs = open_channel()
-    ready, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        theirs.die_with_the_other_side()
-        theirs.die_with_the_other_side(False)
-        os.write(told, b"1")
-        theirs._socket.setblocking(True)
-        os._exit(7 if theirs._socket.recv(100) == b"" else 8)
-    theirs.close()
-    os.read(ready, 1)
-    ours.close()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-    for fd in (ready, told):
-        os.close(fd)
-
-
 def test_descriptors_that_nobody_took_are_closed_with_the_channel():
     ours, theirs = open_channel()
     reading, writing = os.pipe()

@@ -131,7 +131,7 @@ def test_a_path_is_the_same_from_whatever_the_folder_is_called(sockets, tmp_path
 def test_a_successor_knows_them_by_their_entries(sockets):
     servers = {"a": ["unix:a.sock", "tcp://127.0.0.1:0"], "b": "tcp://127.0.0.1:0"}
     first = sockets(servers)
-    again = ListeningSockets.inherited(first.entries(), sockets.config(servers))
+    again = ListeningSockets.inherited(first.entries())
     assert again.of == first.of
     assert sorted(entry[:3] for entry in again.entries()) == sorted(entry[:3] for entry in first.entries())
     second = sockets({"b": "tcp://127.0.0.1:0", "c": "unix:a.sock"}, again)
