@@ -22,6 +22,7 @@ from gevent.lock import Semaphore
 from greenlet import greenlet
 
 from srvkit.net.connection import DONT_WAIT
+from srvkit.net.readiness import READ, WRITE
 
 READING, WRITING = 1, 2  # gevent's numbers of what a watcher waits for
 
@@ -183,10 +184,8 @@ class CooperativeSocket(socket.socket):
             self._wait_readable()
 
     def _wait_readable(self) -> None:
-        if self._readable is None:
-            self._readable = Wait(self.fileno(), READING)
         timeout = self._own_timeout
-        self._readable.wait(self.receive_timeout if timeout is None else timeout)
+        self.wait_for(READ, self.receive_timeout if timeout is None else timeout)
 
     # ---- writing
 
@@ -251,11 +250,20 @@ class CooperativeSocket(socket.socket):
             self._wait_writable(self._own_timeout)
 
     def _wait_writable(self, timeout: float | None) -> None:
-        if self._writable is None:
-            self._writable = Wait(self.fileno(), WRITING)
-        self._writable.wait(self.send_timeout if timeout is None else timeout)
+        self.wait_for(WRITE, self.send_timeout if timeout is None else timeout)
 
     # ---- timeouts, which the kernel does not hear of, and the end
+
+    def wait_for(self, events: int, seconds: float | None) -> None:
+        """Let others run until the socket is ready to READ or WRITE. Raises TimeoutError after `seconds`."""
+        if events == READ:
+            if self._readable is None:
+                self._readable = Wait(self.fileno(), READING)
+            self._readable.wait(seconds)
+        else:
+            if self._writable is None:
+                self._writable = Wait(self.fileno(), WRITING)
+            self._writable.wait(seconds)
 
     def settimeout(self, value: float | None) -> None:
         if value is not None and value < 0:

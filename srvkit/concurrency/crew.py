@@ -16,7 +16,7 @@ from contextvars import Context
 from typing import Any
 
 MOST_IDLE = 256  # threads kept by one crew; each holds about 26 KB
-Job = tuple[Callable[..., None], tuple[Any, ...]]
+Job = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class BusyThreads:
@@ -95,7 +95,7 @@ class Crew:
     def __repr__(self) -> str:
         return f"<Crew of {self.size}, {len(self._idle)} idle, {len(self._waiting)} jobs waiting>"
 
-    def add(self, function: Callable[..., None], *args: Any) -> None:
+    def add(self, function: Callable[..., object], *args: Any) -> None:
         """Have `function(*args)` run, from the next `start` on."""
         self._waiting.append((function, args))
 
@@ -104,7 +104,7 @@ class Crew:
         if self._waiting and not self._searching:
             self._search()
 
-    def run(self, function: Callable[..., None], *args: Any) -> None:
+    def run(self, function: Callable[..., object], *args: Any) -> None:
         """Have `function(*args)` run now. Raises RuntimeError, and does not run it, for want of a thread."""
         job = (function, args)
         self._waiting.append(job)

@@ -32,59 +32,19 @@ from srvkit.net.connection import (
     WRITE_TIMEOUT,
     Connection,
 )
-from srvkit.net.framing import hand_over
-from srvkit.net.readiness import READ, WRITE, Readiness, Timer
+from srvkit.net.deadlines import Deadlines, Moment
+from srvkit.net.framing import hand_over, unasked
+from srvkit.net.readiness import READ, WRITE, Readiness
+from srvkit.net.tls import to_begin
 
 log = logging.getLogger("srvkit.server")
 
 CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further message is handled
-GRANULARITY = 0.05  # seconds by which a timeout may come late
 ASK: Any = object()  # stands for a reply that is not known yet
 
-
-class Deadlines:
-    """Which links are to be looked at when: sets of them, by moments that are `GRANULARITY` apart.
-
-    A link whose deadline moves further away stays where it is, and is put off when its moment comes; so a
-    message costs no more than noting the time.
-    """
-
-    def __init__(self, loop: Readiness) -> None:
-        self._loop = loop
-        self._moments: dict[int, Moment] = {}
-
-    def put(self, link: EventLink, due: float) -> None:
-        """Have `link.look()` called at `due`, and no longer when it was to be called before."""
-        self.remove(link)
-        moment = int(due / GRANULARITY) + 1
-        entry = self._moments.get(moment)
-        if entry is None:
-            timer = self._loop.call_later(moment * GRANULARITY - monotonic(), partial(self._look, moment))
-            entry = self._moments[moment] = (set(), moment, timer)
-        entry[0].add(link)
-        link.moment = entry
-
-    def remove(self, link: EventLink) -> None:
-        """Leave `link` alone."""
-        entry, link.moment = link.moment, None
-        if entry is not None:
-            links, moment, timer = entry
-            links.discard(link)
-            if not links and self._moments.get(moment) is entry:
-                timer.cancel()
-                del self._moments[moment]
-
-    def _look(self, moment: int) -> None:
-        links = self._moments.pop(moment)[0]
-        while links:
-            link = links.pop()
-            link.moment = None
-            link.look()
-
-
-# The links to be looked at, when that is in units of GRANULARITY, and what rings then.
-Moment = tuple[set["EventLink"], int, Timer]
+# In the place of an outcome: the connection does not end, but goes on encrypted.
+START_TLS, SHAKING_HANDS = "start-tls", "shaking-hands"
 
 
 class LinkKeeper(Steps):
@@ -173,6 +133,11 @@ class EventLink:
         if not self.closing:
             self.closing = True
             self._loop.call_soon(partial(self._enter, self._settle))
+
+    def start_tls(self) -> None:
+        to_begin(self._server, self._request)
+        self.closing = True  # no further message is handled
+        self._ending = START_TLS
 
     # ---- for the mixin
 
@@ -356,6 +321,10 @@ class EventLink:
                     yield from self._deliver(reply)
                 reply = ASK
                 if self.closing or self._ending:
+                    fault = fault or unasked(messages[index + 1 :], framing)
+                    if fault is not None and self._ending == START_TLS:
+                        self._log(f"{BAD_MESSAGE}: {fault}")
+                        self._ending = BAD_MESSAGE
                     return
                 if self._unsent and len(self._unsent) >= HIGH_WATER:
                     yield
@@ -409,8 +378,12 @@ class EventLink:
         if self._unsent:
             self._unsent += data
             return
-        if self._ending == RESET:
-            return
+        if self._ending:
+            if self._ending == RESET:
+                return
+            if self._ending == SHAKING_HANDS:
+                self._unsent = bytearray(data)
+                return
         try:
             sent = self._request.send(data, DONT_WAIT)
         except BlockingIOError:
@@ -426,7 +399,7 @@ class EventLink:
 
     def _settle(self) -> None:
         """Wait for what comes next: the peer to read, the peer to write, or nothing any more."""
-        if self.ended:
+        if self.ended or self._ending == SHAKING_HANDS:
             return
         if self._ending == RESET:
             self._lose(RESET)
@@ -440,6 +413,11 @@ class EventLink:
         if self._work is not None:
             self._go_on_later()
             return
+        if self._ending == START_TLS:
+            self._ending = SHAKING_HANDS
+            self._server.deadlines.remove(self)
+            self._secure()
+            return
         if self.closing or self._ending:
             self._end(self._ending or CLOSED)
             return
@@ -447,6 +425,8 @@ class EventLink:
             self._reading = True
             self._wait_for(self._readable, READ)
             self._put_off()
+        if self._request.pending:
+            self._loop.call_soon(partial(self._enter, self._readable))
         if not self._handler.framing.buffered:
             self._began = 0.0
             if self._server.draining:
@@ -455,6 +435,30 @@ class EventLink:
             self._began = self._last
             if self._limits is not None and self._limits.request_timeout:
                 self._put_off()
+
+    def _secure(self) -> None:
+        self._loop.unwatch(self._request.fileno())
+        self._server.secure(self._request, self._secured)
+
+    def _secured(self, outcome: str, error: Exception | None) -> None:
+        if not self.ended:
+            self._enter(partial(self._go_on_encrypted, outcome, error))
+
+    def _go_on_encrypted(self, outcome: str, error: Exception | None) -> None:
+        self.closing, self._ending = False, ""
+        if outcome:
+            if outcome != STOPPED:
+                self._log(f"{outcome}: {error}" if error is not None else outcome)
+            self._end(outcome)
+            return
+        self._handler.framing = self._handler.framing.fresh()
+        self._began = 0.0
+        self._last = self._loop.now
+        unsent, self._unsent = self._unsent, None
+        if unsent:  # what others sent meanwhile
+            self._transmit(bytes(unsent))
+        self._reading = False  # so that whatever is next is waited for anew
+        self._settle()
 
     def _say_last_words(self) -> None:
         self._loop.call_soon(self.end_if_idle)
@@ -468,7 +472,9 @@ class EventLink:
         return not self.bytes_in and self._server.patience > 0
 
     def _is_idle(self) -> bool:
-        return not (self.ended or self._unsent or self._work or self._handler.framing.buffered)
+        if self.ended or self._ending:
+            return False
+        return not (self._unsent or self._work or self._handler.framing.buffered)
 
     def _put_off(self) -> None:
         """Have the limits looked at when the next one may have passed; no more once the end has come."""

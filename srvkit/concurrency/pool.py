@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.concurrency.crew import Crew
-from srvkit.concurrency.links import EventLink, LinkKeeper
+from srvkit.concurrency.links import SHAKING_HANDS, EventLink, LinkKeeper
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
 from srvkit.net.readiness import READ, WRITE
@@ -74,13 +74,6 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
             PooledLink(self, loop, request, client_address).begin()
         else:
             super().finish_request(request, client_address)
-
-    def run_in_thread(self, function: Callable[..., None], *args: Any) -> None:
-        """Run `function(*args)` in the next thread that is free."""
-        crew = self._crew
-        if crew is None or crew.retired:
-            crew = self._new_crew()
-        crew.run(function, *args)
 
     def _waits_in_loop(self, request: Any) -> bool:
         if getattr(self, "_loop", None) is None or isinstance(request, tuple):
@@ -156,6 +149,8 @@ class PooledLink(EventLink):
             while self._outside:
                 self._transmit(self._outside.popleft())
             self._attempt(self._settle)
+            if self._ending == SHAKING_HANDS:
+                return
             if self._server.draining and self._is_idle() and not self._is_expected():
                 self._attempt(self._last_words)
                 continue
@@ -169,6 +164,14 @@ class PooledLink(EventLink):
                     return
             if self._work is not None and not self._unsent:
                 self._attempt(self._go_on)
+
+    def _secure(self) -> None:
+        # It stays busy, and nobody is armed, until the handshake is over.
+        self._loop.call_soon(partial(self._server.secure, self._request, self._secured))
+
+    def _secured(self, outcome: str, error: Exception | None) -> None:
+        step = partial(self._go_on_encrypted, outcome, error)
+        self._server.run_in_thread(self._run, self._take, step)
 
     def _settle(self) -> None:
         self._reading = True  # it is not armed while a thread has it

@@ -71,6 +71,10 @@ class Reader(asyncio.StreamReader):
         self._source = None
         self._held_back = False
 
+    def is_empty(self) -> bool:
+        """Tell whether everything that was received has been read."""
+        return not self._held
+
     @property
     def waiting_since(self) -> float:
         return self._since if self._arrival is not None and not self._arrival.done() else 0.0
@@ -205,7 +209,7 @@ class Reader(asyncio.StreamReader):
 class Writer(asyncio.StreamWriter):
     """What is on its way to the peer; the transport does it all.
 
-    TLS is not begun in a handler but where the server is configured: `start_tls` is refused.
+    TLS is configured with the server, so `start_tls` takes no context.
     """
 
     def __init__(self, transport: Any, reader: Reader, loop: asyncio.AbstractEventLoop) -> None:
@@ -231,5 +235,8 @@ class Writer(asyncio.StreamWriter):
         """Wait, after `close()`, until what was written is out or the peer has gone."""
         await self._transport.wait_closed()
 
-    async def start_tls(self, *args: Any, **settings: Any) -> None:
-        raise NotImplementedError("TLS is a matter of the server's configuration, a handler cannot begin it")
+    async def start_tls(self, sslcontext: Any = None, **settings: Any) -> None:
+        """Encrypt the connection with the server's certificates; without arguments, which asyncio's has."""
+        if sslcontext is not None or settings:
+            raise TypeError("the certificates are those of the server: start_tls() takes no arguments")
+        await self._transport.start_tls()

@@ -15,7 +15,7 @@ from typing import Any
 
 from srvkit.concurrency.streams import LIMIT, Reader, Writer
 from srvkit.concurrency.taskloop import TaskLoop
-from srvkit.errors import EscapedError, PeerGone
+from srvkit.errors import EscapedError, FrameError, PeerGone
 from srvkit.net.address import display
 from srvkit.net.connection import (
     BAD_MESSAGE,
@@ -34,11 +34,16 @@ from srvkit.net.connection import (
 )
 from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.readiness import READ, WRITE
+from srvkit.net.tls import to_begin
 
 log = logging.getLogger("srvkit.server")
 
 CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on `drain()` waits
+TLS_INFO = {
+    "peercert": "getpeercert",
+    "cipher": "cipher",
+}  # what asyncio calls it, and what a connection does
 LAST_WORDS = 5.0  # seconds that a handler has, once it was told that its connection is lost
 
 
@@ -221,6 +226,8 @@ class TaskLink(HandlerTask):
     def begin(self) -> None:
         super().begin()
         self._loop.watch(self._request.fileno(), self._readable)
+        if self._request.pending:
+            self._readable()
         server = self._server
         if server.first_look:
             server.deadlines.put(self, self._began + server.first_look)
@@ -276,6 +283,8 @@ class TaskLink(HandlerTask):
             return self._request
         if name == "sockname" and not self.ended:
             return self._request.getsockname()
+        if name in TLS_INFO and getattr(self._request, "is_encrypted", False):
+            return getattr(self._request, TLS_INFO[name])()
         return default
 
     def get_write_buffer_size(self) -> int:
@@ -312,6 +321,35 @@ class TaskLink(HandlerTask):
         while not (self.ended or self.fault or (self._closing and not self.pending)):
             await self._change()
         await asyncio.sleep(0)  # everybody expects it to let others run
+
+    async def start_tls(self) -> None:
+        """Encrypt what is written and read from now on. Raises what went wrong, the peer's fault."""
+        to_begin(self._server, self._request)
+        self.flush()
+        while self.pending and self.fault is None:
+            await self._change()
+        if self.fault is not None:
+            raise self.fault
+        if not self.reader.is_empty():
+            unasked = FrameError("more was sent, in the clear, behind the request for TLS")
+            self._accuse(BAD_MESSAGE, unasked)
+            raise unasked
+        self._loop.unwatch(self._request.fileno())
+        over: asyncio.Future[tuple[str, Exception | None]] = self._loop.aio.create_future()
+
+        def done(outcome: str, error: Exception | None) -> None:
+            if not over.done():
+                over.set_result((outcome, error))
+
+        self._server.secure(self._request, done)
+        outcome, error = await over
+        if outcome:
+            fault = error or ConnectionError(f"no handshake: {outcome}")
+            self._accuse(outcome, fault)
+            raise fault
+        self._watch()
+        if self._request.pending:
+            self._readable()
 
     def _change(self) -> asyncio.Future[None]:
         waiter = self._loop.aio.create_future()

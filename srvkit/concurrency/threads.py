@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +57,20 @@ class ThreadingMixIn(Steps):
             if back_off is not None:
                 back_off(error)
             raise
+
+    def run_in_thread(self, function: Callable[..., object], *args: Any) -> None:
+        """Run `function(*args)` in the next thread that is free."""
+        crew = self._crew
+        if crew is None or crew.retired:
+            crew = self._new_crew()
+        crew.run(function, *args)
+
+    def run_step(self, step: Callable[[], object]) -> None:
+        """Take the step in a thread, or here where none can be had."""
+        try:
+            self.run_in_thread(step)
+        except RuntimeError:
+            step()
 
     def requests_taken(self) -> None:
         """Set threads to work on the requests of one burst."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from srvkit.config.certificates import load_certificates
 from srvkit.config.compose import Plan, compose
 from srvkit.config.model import Config, Problems
 from srvkit.errors import PluginError
+from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins, make_manager
 
 
@@ -20,17 +23,21 @@ class Assembled:
     plans: list[Plan]
 
 
-def assemble(config: Config, problems: Problems) -> Assembled:
-    """Load the plugins and plan the servers of what `loader` has read.
+def assemble(
+    config: Config, problems: Problems, certificates: Mapping[str, ServerTls] | None = None
+) -> Assembled:
+    """Load the plugins and plan the servers of what `loader` has read; `certificates` may be loaded already.
 
     Raises ConfigError with every problem there is, PluginError where the plugins are the only one.
     """
+    if certificates is None:
+        certificates = load_certificates(config, problems)
     folder = config.path.parent if config.path is not None else Path()
     try:
         plugins = make_manager(config.srvkit.plugins, config.srvkit.block, folder)
         if config.logging.connections:
             plugins.log_connections()
-        plans = compose(config, plugins, problems)
+        plans = compose(config, plugins, problems, certificates)
     except PluginError as error:
         if problems:
             problems.add(("srvkit", "plugins"), str(error))

@@ -24,9 +24,13 @@ from srvkit.config.typed import (
     convert_options,
     fields_of,
     report_unknown,
+    without_none,
 )
 from srvkit.contracts import Duration, FileMode, Size, WorkerCount, setting
+from srvkit.net.access import AccessSettings
 from srvkit.net.listener import SocketSettings
+from srvkit.net.proxy import ProxySettings
+from srvkit.net.tls import SniSettings, TlsSettings
 from srvkit.server.guard import LimitSettings
 
 __all__ = [
@@ -116,6 +120,9 @@ class ServerSettings:
         None, "how messages are told apart, in place of the handler's own way; a table adds options"
     )
     limits: LimitSettings = setting(LimitSettings(), "bounds and timeouts")
+    access: AccessSettings = setting(AccessSettings(), "who may come in")
+    tls: TlsSettings | None = setting(None, "encryption")
+    proxy: ProxySettings | None = setting(None, "a proxy in front that speaks the PROXY protocol")
     socket: SocketSettings = setting(SocketSettings(), "options of the sockets")
 
 
@@ -125,8 +132,8 @@ _TYPES: dict[Any, str] = {
     FileMode: "octal string",
     OneOrMore: "string or list of strings",
     Choice: "name or table",
-    Choice | None: "name or table",
     list[str]: "list of strings",
+    list[SniSettings]: "list of tables",
     int: "integer",
     WorkerCount: 'integer or "auto"',
     bool: "true or false",
@@ -164,13 +171,15 @@ def settings_table() -> list[SettingDoc]:
 def _documented(declared: Any, table: str) -> Iterator[SettingDoc]:
     hints = get_type_hints(declared, include_extras=True)
     for one in dataclasses.fields(declared):
-        key, wanted = f"{table}.{one.name}", hints[one.name]
+        key, wanted = f"{table}.{one.name}", without_none(hints[one.name])
         if dataclasses.is_dataclass(wanted) and wanted is not Choice:
             yield from _documented(wanted, key)
             continue
         default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
         shown = "" if default in (None, _REQUIRED) else _default_text(wanted, default)
         yield SettingDoc(key, _type_text(wanted), shown, one.metadata["doc"], default is _REQUIRED)
+        if get_origin(wanted) is list and dataclasses.is_dataclass(get_args(wanted)[0]):
+            yield from _documented(get_args(wanted)[0], key)
 
 
 def _type_text(wanted: Any) -> str:

@@ -77,7 +77,7 @@ def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
     for name, parameter in inspect.signature(declared).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        wanted = _without_none(hints.get(name, Any))
+        wanted = without_none(hints.get(name, Any))
         if name == "max_message" and wanted is int:
             wanted = Size
         bounds = metadata.get(name, {})
@@ -191,7 +191,7 @@ def _bound(field: Field, bound: float) -> str:
 
 
 def _converted(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
-    wanted = _without_none(wanted)
+    wanted = without_none(wanted)
     origin, arguments = get_origin(wanted), get_args(wanted)
     reader = getattr(wanted, "from_toml", None)
     broken = problems.source.broken
@@ -268,8 +268,8 @@ def _words(types: str) -> str:
     return " or ".join(_WORDS.get(name, name) for name in names)
 
 
-def _without_none(wanted: Any) -> Any:
-    """Leave None out of a union: TOML has no such value."""
+def without_none(wanted: Any) -> Any:
+    """Return a union without None: TOML has no such value."""
     if get_origin(wanted) in (Union, UnionType):
         rest = [part for part in get_args(wanted) if part is not NoneType]
         return rest[0] if len(rest) == 1 else Union[tuple(rest)]  # noqa: UP007 - made at run time

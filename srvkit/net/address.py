@@ -70,6 +70,11 @@ class Address:
         return self.scheme in ("unix", "unixgram")
 
     @property
+    def is_internet(self) -> bool:
+        """Whether it is an address of the internet for certain; `fd` and `systemd` do not say."""
+        return self.scheme in ("tcp", "udp")
+
+    @property
     def is_abstract(self) -> bool:
         """Whether the name lives in Linux's abstract namespace: no file, gone with its last socket."""
         return self.path.startswith("@")

@@ -29,6 +29,10 @@ FIRST_BYTE_TIMEOUT = "first-byte-timeout"
 IDLE_TIMEOUT = "idle-timeout"
 REQUEST_TIMEOUT = "request-timeout"
 WRITE_TIMEOUT = "write-timeout"
+BAD_PROXY = "bad-proxy"  # no PROXY header where one was due, or a wrong one
+PROXY_TIMEOUT = "proxy-timeout"
+BAD_TLS = "bad-tls"  # a handshake that failed
+TLS_TIMEOUT = "tls-timeout"
 OUTCOMES = (
     CLOSED,
     EOF,
@@ -42,6 +46,10 @@ OUTCOMES = (
     IDLE_TIMEOUT,
     REQUEST_TIMEOUT,
     WRITE_TIMEOUT,
+    BAD_PROXY,
+    PROXY_TIMEOUT,
+    BAD_TLS,
+    TLS_TIMEOUT,
 )
 
 Accepted = TypeVar("Accepted", bound=socket.socket)
@@ -69,6 +77,13 @@ def unmapped(address: Any) -> Any:
     return address
 
 
+def handshake_outcome(error: Exception) -> str:
+    """Return how a connection ended whose TLS handshake raised this."""
+    if isinstance(error, TimeoutError):
+        return TLS_TIMEOUT
+    return RESET if isinstance(error, OSError) else BAD_TLS
+
+
 class Connection(socket.socket):
     """A socket with an account of itself."""
 
@@ -77,6 +92,9 @@ class Connection(socket.socket):
     outcome = CLOSED
     idle = False  # between two messages: a server that stops may end it at once
     waits = 0  # one more when a message handler begins to wait for the peer, and when it ends: odd meanwhile
+    pending = False  # whether something was received that recv() has not returned
+    client_address: Any = None  # whom a proxy has spoken for; None where nobody has
+    proxy: Any = None  # the header by which it did
 
 
 class TimedConnection(Connection):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, Self, TypeAlias
 
 from srvkit.contracts import Size
@@ -516,6 +516,16 @@ class Raw(Framing):
 
     def encode(self, message: bytes) -> bytes:
         return message
+
+
+def unasked(messages: Sequence[bytes], framing: Framing) -> FrameError | None:
+    """Return the fault of a peer that sent more where it had to wait for TLS; None where it did not.
+
+    What came in the clear must never be taken for what comes encrypted (CVE-2011-0411).
+    """
+    if not messages and not framing.buffered:
+        return None
+    return FrameError("more was sent, in the clear, behind the request for TLS")
 
 
 def hand_over(old: Framing, new: Framing, unhandled: list[bytes], data: bytes) -> bytes:

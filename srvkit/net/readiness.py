@@ -117,7 +117,10 @@ class Readiness:
     def watch(self, fd: int, callback: Callable[[], object], events: int = READ) -> None:
         """Call `callback()` whenever `fd` is ready; level-triggered. Watching it again changes both."""
         if not self._is_watched(fd):
-            self._poll.register(fd, events)
+            try:
+                self._poll.register(fd, events)
+            except FileExistsError:  # it was to be forgotten, and is not closed yet
+                self._poll.modify(fd, events)
             self._make_room(fd)
         elif not events & EXCLUSIVE:  # which cannot be modified, see epoll_ctl(2)
             self._poll.modify(fd, events)
@@ -140,7 +143,14 @@ class Readiness:
         known = self._is_watched(fd)
         self._make_room(fd)
         self._callbacks[fd] = callback
-        (self._poll.modify if known else self._poll.register)(fd, events | select.EPOLLONESHOT)
+        events |= select.EPOLLONESHOT
+        if not known:
+            try:
+                self._poll.register(fd, events)
+                return
+            except FileExistsError:  # it was forgotten, and is not closed yet
+                pass
+        self._poll.modify(fd, events)
 
     def _once(self, fd: int, callback: Callable[[], None]) -> None:
         self.unwatch(fd)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from srvkit.config import loader
+from srvkit.config.certificates import load_certificates
 from srvkit.config.compose import Plan, compose
 from srvkit.errors import ConfigError
 from srvkit.net.listener import Listener
@@ -158,7 +159,7 @@ def serve(
     loaded = make_manager(plugins)
     if not isinstance(handler, str):
         loaded.handlers[EMBEDDED] = Offer(EMBEDDED, handler, "the program")
-    plans = compose(config, loaded, problems)
+    plans = compose(config, loaded, problems, load_certificates(config, problems))
     problems.raise_if_any()
     (plan,) = plans
     if not plan.server_class.fork_beside_threads and threading.active_count() > 1:

@@ -15,17 +15,20 @@ import resource
 import select
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from srvkit.config.assemble import assemble
+from srvkit.config.certificates import load_certificates
 from srvkit.config.compose import Plan
 from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
 from srvkit.net.address import display
 from srvkit.net.listener import Listener
+from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins
 from srvkit.process import privileges
 from srvkit.process.channel import Channel, Message, end_at_news
@@ -82,12 +85,13 @@ def _trial(config: Config, problems: Problems) -> Message:
     refused = privileges.check(settings.user, settings.group)
     for key, message in refused:
         problems.add(("srvkit", key), message)
+    certificates = load_certificates(config, problems)
     try:
         if not refused:
             privileges.drop(settings.user, settings.group)
         elif os.geteuid() == 0:  # and plugins must not be imported by root that were meant for another
             problems.raise_if_any()
-        notes = _assembled(config, problems)
+        notes = _assembled(config, problems, certificates)
     except SrvkitError as error:
         return {"errors": str(error).splitlines(), "status": error.exit_status}
     except BaseException as error:
@@ -96,8 +100,8 @@ def _trial(config: Config, problems: Problems) -> Message:
     return {"errors": [], "notes": notes}
 
 
-def _assembled(config: Config, problems: Problems) -> list[str]:
-    assembled = assemble(config, problems)
+def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
+    assembled = assemble(config, problems, certificates)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
         refuse_threads()
     return assembled.plugins.notes
@@ -115,8 +119,9 @@ def serve(post: Post) -> int:
     settings = post.config.srvkit
     try:
         raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
+        certificates = load_certificates(post.config, post.problems)
         privileges.drop(settings.user, settings.group)
-        assembled = assemble(post.config, post.problems)
+        assembled = assemble(post.config, post.problems, certificates)
         (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
         if not plan.server_class.fork_beside_threads:
             refuse_threads()

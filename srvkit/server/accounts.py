@@ -61,14 +61,14 @@ class AccountsMixIn(Steps):
         beat()
 
     @passes_datagrams
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def admit(self, request: Any, client_address: Any) -> None:
         """Count the request and have it handled."""
         self.board.accepted()
         self._numbers += 1
         self.note(request, client_address)
         if self._numbers == self.retire_after:
             self.on_enough()
-        super().process_request(request, client_address)
+        super().admit(request, client_address)
 
     def refuse_request(self, request: Any) -> None:
         """Count the request, which is not handled."""
@@ -120,7 +120,7 @@ class AccountsMixIn(Steps):
             with suppress(OSError, AttributeError, IndexError):  # just ended, or a datagram
                 fd = request.fileno()
                 if fd >= 0:
-                    peer = unmapped(request.getpeername())
+                    peer = request.client_address or unmapped(request.getpeername())
                     found.append(OpenRequest(self._number[fd], request, peer, self._since[fd]))
         return found
 
@@ -136,7 +136,8 @@ class ForkedAccountsMixIn(AccountsMixIn):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._pid = os.getpid()
-        self._noted: dict[int, tuple[OpenRequest, int]] = {}  # with the child's row
+        self._noted: dict[int, OpenRequest] = {}
+        self._rows: dict[int, int] = {}  # of those that have a child
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report it; the parent counts."""
@@ -145,9 +146,18 @@ class ForkedAccountsMixIn(AccountsMixIn):
         else:
             super(AccountsMixIn, self).handle_error(request, client_address)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Have a child handle the request."""
+        self._rows[id(request)] = self.rows.take()
+        super().process_request(request, client_address)
+
     def account(self, request: Any) -> None:
         """In the child, leave the account; in the parent, read what the child has left, and write it down."""
-        _, row = self._noted.pop(id(request))
+        self._noted.pop(id(request))
+        row = self._rows.pop(id(request), None)
+        if row is None:  # it never had one
+            self.board.ended(*_account(request))
+            return
         if os.getpid() != self._pid:
             self.rows.write(row, *_account(request))
             return
@@ -158,12 +168,13 @@ class ForkedAccountsMixIn(AccountsMixIn):
 
     def note(self, request: Any, client_address: Any) -> None:
         """Remember a request, whose connection is closed here as soon as its child has it."""
-        one = OpenRequest(self._numbers, request, client_address, monotonic())
-        self._noted[id(request)] = one, self.rows.take()
+        self._noted[id(request)] = OpenRequest(self._numbers, request, client_address, monotonic())
 
     def open_requests(self) -> list[OpenRequest]:
-        """Return what the children handle."""
-        return [one for one, _ in list(self._noted.values())]
+        """Return what the children handle, and what is to be."""
+        for one in (found := list(self._noted.values())):
+            one.client_address = getattr(one.request, "client_address", None) or one.client_address
+        return found
 
 
 def _account(request: Any) -> tuple[str, int, int]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from srvkit.server.acquaintance import KnowsPeer
 
-class AsyncHandler:
+
+class AsyncHandler(KnowsPeer):
     """Handle one connection in a coroutine; subclass it and write `async def handle(self)`.
 
     `self.reader` and `self.writer` are asyncio's streams (`StreamReader`, `StreamWriter`); besides there
     are `self.client_address`, `self.server`, `self.options` (an instance of a nested class `Options`) and
-    `self.request`, the socket. The connection ends when `handle()` does, after what was written is out.
+    `self.request`, the socket, and `self.peer`, all that is known of the client. The connection ends when
+    `handle()` does, after what was written is out.
 
     A peer that breaks a limit or vanishes makes the next read, or `drain()`, raise an OSError, which may
     be left alone: it is the peer's fault and one line in the log. A server that stops lets `handle()`
@@ -46,3 +49,12 @@ class AsyncHandler:
     async def handle(self) -> None:
         """Handle the connection."""
         raise NotImplementedError(f"{type(self).__name__} has no handle()")
+
+    async def start_tls(self) -> None:
+        """Encrypt the connection from here on; returns when the handshake is over.
+
+        For servers with certificates and `begin = "handler"`; RuntimeError on others. Raises PeerError or
+        OSError when the handshake fails, takes longer than `handshake_timeout`, or when the client has
+        sent something behind its request for TLS.
+        """
+        await self.writer.start_tls()

@@ -1,7 +1,7 @@
 """The life of a request, in the standard library's own step names.
 
-    wait -> get_request -> verify_request -> process_request (the mixin) -> finish_request (the handler)
-         -> shutdown_request -> close_request
+    wait -> get_request -> verify_request -> admit (a PROXY header, TLS) -> process_request (the mixin)
+         -> finish_request (the handler) -> shutdown_request -> close_request
 
 `BaseServer` knows no sockets of its own (`stream.py` and `datagram.py` do) and not how many requests are
 handled at once: that is the business of a mixin in front of it.
@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ from srvkit.net.address import display
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
 from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
 from srvkit.server.guard import LimitSettings, Seats
+from srvkit.server.lingering import Lingering
 
 log = logging.getLogger("srvkit.server")
 
@@ -75,6 +77,7 @@ class BaseServer:
     socket: Any  # the listening socket; in a server of several the one that brought the request at hand
     _listeners: Sequence[Listener] = ()  # the sockets of a server from TOML; else there is just self.socket
     _seats: Seats | None = None
+    _lingering: Lingering | None = None  # connections whose peers have not ended, once they were handled
     has_peers = False  # whether other processes wait for the same listening sockets
     shared: frozenset[str] = frozenset()  # addresses whose queues others serve when this server has stopped
     draining = False  # whether begin_drain() was called: conversations end after the message at hand
@@ -194,6 +197,8 @@ class BaseServer:
             for fd in made_non_blocking:
                 if fd in still_ours:  # not closed meanwhile, its number perhaps somebody else's
                     os.set_blocking(fd, True)
+            if self._lingering is not None:
+                self._lingering.end(loop)
             self.loop_ends(loop)
 
     def shutdown(self) -> None:
@@ -242,6 +247,8 @@ class BaseServer:
         self._pauses.add(STOPPING)
         loop = self._loop
         if loop is not None:
+            if self._lingering is not None:
+                loop.call_soon(partial(self._lingering.end, loop))
             loop.call_soon(self._close_the_door)
         requests = self.requests_at_hand()
         for request in requests:
@@ -276,7 +283,10 @@ class BaseServer:
         for listener in self._listeners:
             if listener.is_stream:  # datagrams' handlers may still answer through theirs
                 listener.close()
-        if not self.requests_at_hand():
+        self._stop_when_empty()
+
+    def _stop_when_empty(self) -> None:
+        if STOPPING in self._pauses and not self.requests_at_hand() and not self._lingering:
             self.stop_serving()
 
     @property
@@ -337,6 +347,10 @@ class BaseServer:
         if not self.verify_request(request, client_address):
             self.refuse_request(request)
             return
+        self.admit(request, client_address)
+
+    def admit(self, request: Any, client_address: Any) -> None:
+        """Have a verified request handled, whatever comes of it. May be extended, to do so later."""
         try:
             self.process_request(request, client_address)
         except Exception:
@@ -347,6 +361,10 @@ class BaseServer:
             raise
         else:
             self._failures = 0
+
+    def run_step(self, step: Callable[[], object]) -> None:
+        """Take a step of a connection that is not handled yet; the mixins override it to do so elsewhere."""
+        step()
 
     def get_request(self) -> tuple[Any, Any]:
         """Take one request: return it and its client's address. Raises OSError where there is none."""
@@ -361,6 +379,8 @@ class BaseServer:
 
     def refuse_request(self, request: Any) -> None:
         """End a request that is not to be handled."""
+        if self.limits is not None and not isinstance(request, tuple):
+            request.outcome = outcomes.REFUSED
         self.shutdown_request(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -394,8 +414,8 @@ class BaseServer:
         """Give the request's seat back; called once for each, in the process that accepts."""
         if self._seats is not None:
             self._seats.give_back(request)
-            if STOPPING in self._pauses and not len(self._seats):
-                self.stop_serving()
+            if STOPPING in self._pauses:
+                self._stop_when_empty()
 
     def leave_to_parent(self, request: Any) -> None:
         """Close, in a forked child, the listening sockets that its request has no use for."""

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.contracts import Runners, Threads
-from srvkit.errors import FrameError, PeerGone
+from srvkit.errors import FrameError, PeerError, PeerGone
 from srvkit.net.address import display
 from srvkit.net.connection import (
     BAD_MESSAGE,
@@ -30,9 +30,11 @@ from srvkit.net.connection import (
     TRUNCATED,
     WRITE_TIMEOUT,
     Connection,
+    handshake_outcome,
 )
 from srvkit.net.datagrams import reply as send_datagram
-from srvkit.net.framing import hand_over
+from srvkit.net.framing import hand_over, unasked
+from srvkit.net.tls import to_begin
 
 log = logging.getLogger("srvkit.server")
 
@@ -81,6 +83,7 @@ class StreamLink:
     bytes_in = 0
     bytes_out = 0
     closing = False
+    _wants_tls = False
 
     def __init__(self, handler: Any) -> None:
         self.handler = handler
@@ -104,6 +107,10 @@ class StreamLink:
         if self._runners.current() != self._own:
             with suppress(OSError):  # gone already
                 self._socket.shutdown(socket.SHUT_RD)  # ends a recv() that waits
+
+    def start_tls(self) -> None:
+        to_begin(self.handler.server, self._socket)
+        self._wants_tls = True
 
     def converse(self) -> str:
         """Talk until the end and return the outcome. Raises what the handler raises."""
@@ -140,6 +147,8 @@ class StreamLink:
             self._deliver(greeting)
             self._flush()
         account = self._account
+        if self._wants_tls and (outcome := self._secure()):
+            return outcome
         while not self.closing:
             if account is not None:
                 account.idle = self._began is None
@@ -162,9 +171,25 @@ class StreamLink:
             if fault is not None:
                 self._log(f"{BAD_MESSAGE}: {fault}")
                 return BAD_MESSAGE
+            if self._wants_tls and (outcome := self._secure()):
+                return outcome
             if self._limits is not None:
                 self._note_begin()
         return CLOSED
+
+    def _secure(self) -> str:
+        """Shake hands; return "", or how the connection has ended thereby."""
+        self._wants_tls = False
+        tls = to_begin(self.handler.server, self._socket)
+        self._socket.begin_tls(tls)
+        try:
+            self._socket.wait_for_handshake(tls.settings.handshake_timeout)
+        except (PeerError, OSError) as error:
+            outcome = handshake_outcome(error)
+            self._log(f"{outcome}: {error}")
+            return outcome
+        self.handler.framing = self.handler.framing.fresh()
+        return ""
 
     def _receive(self) -> bytes:
         if self._limits is not None:
@@ -205,6 +230,8 @@ class StreamLink:
                     self._deliver(reply)
                 if self.closing:
                     return None
+                if self._wants_tls:
+                    return fault or unasked(messages[index + 1 :], framing)
                 if handler.framing is not framing:
                     data = hand_over(framing, handler.framing, messages[index + 1 :], data)
                     break
@@ -338,6 +365,9 @@ class DatagramLink:
 
     def close(self) -> None:
         self.closing = True
+
+    def start_tls(self) -> None:
+        raise RuntimeError("datagrams cannot be encrypted")
 
     def converse(self, handler: Any) -> None:
         # The handler is passed along and not kept: it keeps this link, and a circle would wait for the

@@ -22,6 +22,7 @@ log = logging.getLogger("srvkit.server")
 STEPS = (
     "get_request",
     "verify_request",
+    "admit",
     "process_request",
     "finish_request",
     "shutdown_request",

@@ -12,7 +12,11 @@ import socket
 from contextlib import suppress
 from typing import Any, Literal
 
+from srvkit.errors import PeerError
+from srvkit.net.connection import handshake_outcome
 from srvkit.net.datagrams import reply
+from srvkit.net.tls import to_begin
+from srvkit.server.acquaintance import KnowsPeer
 from srvkit.server.asynchronous import AsyncHandler
 from srvkit.server.message import MessageHandler
 
@@ -30,12 +34,13 @@ def kind_of(handler: Any) -> HandlerKind:
     return "blocking"
 
 
-class BaseRequestHandler:
+class BaseRequestHandler(KnowsPeer):
     """Handle one request; subclass it and write `handle()`.
 
     `self.request` is the connection's socket, or `(datagram, socket)`; `self.client_address` and
-    `self.server` are what their names say. `finish()` runs whatever `handle()` does; under
-    `srvkit run` it also runs when `setup()` fails. The server closes the connection, not the handler.
+    `self.server` are what their names say, and `self.peer` is all that is known of the client. `finish()`
+    runs whatever `handle()` does; under `srvkit run` it also runs when `setup()` fails. The server closes
+    the connection, not the handler.
     """
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
@@ -65,6 +70,20 @@ class BaseRequestHandler:
     def finish(self) -> None:
         """Clean up; called after `handle()`."""
 
+    def start_tls(self) -> None:
+        """Encrypt the connection from here on; returns when the handshake is over.
+
+        For servers with certificates and `begin = "handler"`; RuntimeError on others. Raises PeerError or
+        OSError when the handshake fails or takes longer than `handshake_timeout`.
+        """
+        tls = to_begin(self.server, self.request)
+        self.request.begin_tls(tls)
+        try:
+            self.request.wait_for_handshake(tls.settings.handshake_timeout)
+        except (PeerError, OSError) as error:
+            self.request.fault, self.request.outcome = error, handshake_outcome(error)
+            raise
+
 
 class StreamRequestHandler(BaseRequestHandler):
     """Handle a connection through files: read `self.rfile`, write `self.wfile`.
@@ -91,6 +110,16 @@ class StreamRequestHandler(BaseRequestHandler):
             self.wfile = _SocketWriter(self.connection)
         else:
             self.wfile = self.connection.makefile("wb", self.wbufsize)
+
+    def start_tls(self) -> None:
+        """Encrypt the connection from here on; `rfile` is a new one afterwards.
+
+        What the client sent too early, in the clear, is thrown away unread.
+        """
+        self.wfile.flush()
+        super().start_tls()
+        self.rfile.close()
+        self.rfile = self.connection.makefile("rb", self.rbufsize)
 
     def finish(self) -> None:
         wfile = getattr(self, "wfile", None)  # absent where setup() failed and finish() runs all the same

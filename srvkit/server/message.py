@@ -12,19 +12,21 @@ from typing import Any
 
 from srvkit.contracts import Link
 from srvkit.net.framing import Framing, Raw
+from srvkit.server.acquaintance import KnowsPeer
 from srvkit.server.conversation import converse, converse_datagram
 
 Reply = bytes | Iterable[bytes] | None
 
 
-class MessageHandler:
+class MessageHandler(KnowsPeer):
     """Answer messages; subclass it and write `handle_message`.
 
     Class attributes: `framing`, how messages are told apart in a stream (default `Raw()`: what arrives,
     as it arrives); the configuration may replace it. A nested class `Options` (a dataclass) declares
     the handler's options; `self.options` is an instance of it.
 
-    In an instance: `self.client_address`, `self.server`, `self.options`, and `self.framing`, which may be
+    In an instance: `self.client_address`, `self.server`, `self.options`, `self.peer` (all that is known of
+    the client), and `self.framing`, which may be
     replaced between messages: what was received but not yet handled goes through the new one.
 
     There is one instance for each connection; on datagrams one for each datagram, whose end also ends
@@ -87,18 +89,31 @@ class MessageHandler:
         """End the connection, from any thread, after what was sent before is out; the rest is not read."""
         self.link.close()
 
+    def start_tls(self) -> None:
+        """Encrypt the connection once the replies to this message are out; from within `handle_message`.
+
+        The next message comes encrypted, through a fresh framing. For servers with certificates and
+        `begin = "handler"`; RuntimeError on others. A client that has sent more behind this message, in
+        the clear, is a bad one, and a failed handshake the end of the connection.
+        """
+        self.link.start_tls()
+
 
 class Outbox:
     """The link of a handler without a connection: keeps what was sent."""
 
-    __slots__ = ("closed", "sent")
+    __slots__ = ("closed", "encrypted", "sent")
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.closed = False
+        self.encrypted = False
 
     def write(self, data: bytes) -> None:
         self.sent.append(data)
 
     def close(self) -> None:
         self.closed = True
+
+    def start_tls(self) -> None:
+        self.encrypted = True

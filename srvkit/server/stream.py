@@ -6,12 +6,14 @@ What a connection is, is known here; what is said on it is the handler's busines
 from __future__ import annotations
 
 import socket
+import threading
 from typing import Any, Self
 
 from srvkit.net.connection import Connection, TimedConnection, accept, unmapped
 from srvkit.net.listener import Listener
 from srvkit.server.base import BURST, BaseServer
 from srvkit.server.guard import Seats
+from srvkit.server.lingering import Lingering, is_unread, wait_out
 
 SHUT_WR = int(socket.SHUT_WR)
 
@@ -75,6 +77,7 @@ class TCPServer(BaseServer):
         if listeners[0].address.is_unix:
             server.server_address = listeners[0].address.path
         if cls.limits is not None:
+            server._lingering = Lingering(server.close_request, server._stop_when_empty)
             server._seats = Seats(
                 cls.limits.max_connections,
                 cls.limits.when_full,
@@ -136,11 +139,28 @@ class TCPServer(BaseServer):
             request.shutdown(SHUT_WR)
         except OSError:
             pass  # the peer has gone first
+        else:
+            if self._lingering is not None and is_unread(request):
+                self._linger(request)
+                return
         try:
             self.close_request(request)
         finally:
             if self._seats is not None:
                 self.request_done(request)
+
+    def _linger(self, request: Any) -> None:
+        """Close a connection later, when its peer has ended it too; its seat is free at once."""
+        assert self._lingering is not None
+        loop = self._loop
+        try:
+            if loop is not None:
+                self._lingering.add(request, loop, in_loop=self._loop_thread == threading.get_ident())
+            else:
+                wait_out(request)
+                self.close_request(request)
+        finally:
+            self.request_done(request)
 
     def close_request(self, request: Any) -> None:
         """Close the connection in this process. May be overridden."""

@@ -47,7 +47,8 @@ class Parrot(plugin.Parrot):
 
 class EchoTCPServer(ThreadPoolMixIn, TCPServer):
     name = 'echo'
-    limits = LimitSettings(max_connections=1024, when_full='wait', first_byte_timeout=10.0, \
+    limits = LimitSettings(max_connections=1024, when_full='wait', max_per_client=0, \
+connect_rate=0, first_byte_timeout=10.0, \
 idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=65536, max_requests=0, max_rss=0)
     log_errors = True
     contain_exit = True
@@ -63,7 +64,8 @@ idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=65536, m
 
 class Time2UDPServer(UDPServer):
     name = 'time-2'
-    limits = LimitSettings(max_connections=1024, when_full='wait', first_byte_timeout=10.0, \
+    limits = LimitSettings(max_connections=1024, when_full='wait', max_per_client=0, \
+connect_rate=0, first_byte_timeout=10.0, \
 idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=1048576, max_requests=0, max_rss=0)
     log_errors = True
     contain_exit = True

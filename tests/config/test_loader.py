@@ -339,9 +339,9 @@ class TestOverrides:
             ),
             (
                 "server.echo.limits={x=1}",
-                "server.echo.limits.x: unknown key, the keys here are first_byte_timeout,"
-                " idle_timeout, max_connections, max_message, max_requests, max_rss, request_timeout,"
-                " when_full, write_timeout",
+                "server.echo.limits.x: unknown key, the keys here are connect_rate, first_byte_timeout,"
+                " idle_timeout, max_connections, max_message, max_per_client, max_requests, max_rss,"
+                " request_timeout, when_full, write_timeout",
             ),
             ("server.b.handler=x", "server.b.listen: missing, this key is required"),
         ],
@@ -359,8 +359,9 @@ class TestOverrides:
         text = GOOD + "limits = { x = 1 }\nconcurrency = 5\n"
         assert problems_of(text, "server.echo.limits={ x = 2 }", "server.echo.socket.y=1") == [
             'srvkit.toml:5: server.echo.concurrency: expected a name or a table like { name = "..." }, got 5',
-            "--set: server.echo.limits.x: unknown key, the keys here are first_byte_timeout, idle_timeout,"
-            " max_connections, max_message, max_requests, max_rss, request_timeout, when_full, write_timeout",
+            "--set: server.echo.limits.x: unknown key, the keys here are connect_rate, first_byte_timeout,"
+            " idle_timeout, max_connections, max_message, max_per_client, max_requests, max_rss,"
+            " request_timeout, when_full, write_timeout",
             "--set: server.echo.socket.y: unknown key, the keys here are"
             " backlog, group, keepalive, mode, nodelay, owner, receive_buffer, send_buffer",
         ]
@@ -383,7 +384,7 @@ class TestTables:
         _, problems = loader.from_table(table)
         assert list(map(str, problems.listed())) == [
             "server.echo.x: unknown key, the keys here are"
-            " concurrency, framing, handler, limits, listen, socket, workers",
+            " access, concurrency, framing, handler, limits, listen, proxy, socket, tls, workers",
             "server.echo.listen[1]: expected a string, got an integer",
         ]
 
@@ -485,7 +486,7 @@ workers = true
 max_connections = 0
 [server.other]
 """
-    assert problems_of(text, "x", "server.echo.tls.cert=a") == [
+    assert problems_of(text, "x", "server.echo.tsl.cert=a") == [
         "srvkit.toml:2: srvkit.owner: unknown key, the keys here are block, control, drain_timeout, group,"
         " heartbeat_timeout, pid_file, plugins, ready_timeout, user",
         'srvkit.toml:3: srvkit.drain_timeout: expected seconds or a duration like "250ms", "30s", "5m", "1h",'
@@ -498,8 +499,7 @@ max_connections = 0
         "srvkit.toml:11: server.other.listen: missing, this key is required",
         "srvkit.toml:11: server.other.handler: missing, this key is required",
         '--set: "x" has no value; write KEY=VALUE',
-        "--set: server.echo.tls: unknown key, the keys here are"
-        " concurrency, framing, handler, limits, listen, socket, workers",
+        "--set: server.echo.tsl: unknown key, did you mean 'tls'?",
     ]
 
 

@@ -19,7 +19,10 @@ from srvkit.config.model import (
     settings_table,
 )
 from srvkit.config.problems import Problems
+from srvkit.net.access import AccessSettings
 from srvkit.net.listener import SocketSettings
+from srvkit.net.proxy import ProxySettings
+from srvkit.net.tls import SniSettings, TlsSettings
 from srvkit.server.guard import LimitSettings
 
 GOOD = '[server.echo]\nlisten = "tcp://127.0.0.1:0"\nhandler = "echo"\n'
@@ -47,12 +50,17 @@ def test_defaults():
                 limits=LimitSettings(
                     max_connections=1024,
                     when_full="wait",
+                    max_per_client=0,
+                    connect_rate=0,
                     first_byte_timeout=10.0,
                     idle_timeout=60.0,
                     request_timeout=0.0,
                     write_timeout=30.0,
                     max_message=2**20,
                 ),
+                access=AccessSettings(allow=[], deny=[]),
+                tls=None,
+                proxy=None,
                 socket=SocketSettings(
                     backlog=2048,
                     nodelay=True,
@@ -95,11 +103,31 @@ def test_every_key_is_read():
         [server.echo-2_x.limits]
         max_connections = 2
         when_full = "close"
+        max_per_client = 3
+        connect_rate = 4
         first_byte_timeout = 1
         idle_timeout = "250ms"
         request_timeout = 1.5
         write_timeout = "0s"
         max_message = "64KiB"
+        [server.echo-2_x.access]
+        allow = ["10.0.0.0/8"]
+        deny = ["uid:0"]
+        [server.echo-2_x.tls]
+        cert = "cert.pem"
+        key = "key.pem"
+        client_ca = "ca.pem"
+        min_version = "1.3"
+        alpn = ["x"]
+        begin = "handler"
+        handshake_timeout = "3s"
+        [[server.echo-2_x.tls.sni]]
+        names = ["a.example"]
+        cert = "a.pem"
+        key = "a.key"
+        [server.echo-2_x.proxy]
+        trusted = ["127.0.0.1"]
+        header_timeout = 4
         [server.echo-2_x.socket]
         backlog = 1
         nodelay = false
@@ -122,7 +150,19 @@ def test_every_key_is_read():
         Choice("pool", {"threads": 32}),
         1,
         Choice("length-prefix", {"size": 4}),
-        LimitSettings(2, "close", 1.0, 0.25, 1.5, 0.0, 65536),
+        LimitSettings(2, "close", 3, 4, 1.0, 0.25, 1.5, 0.0, 65536),
+        AccessSettings(["10.0.0.0/8"], ["uid:0"]),
+        TlsSettings(
+            "cert.pem",
+            "key.pem",
+            [SniSettings(["a.example"], "a.pem", "a.key")],
+            "ca.pem",
+            "1.3",
+            ["x"],
+            "handler",
+            3.0,
+        ),
+        ProxySettings(["127.0.0.1"], 4.0),
         SocketSettings(1, False, False, 2**20, 4096, "0660", "srv", "www"),
     )
 
@@ -187,9 +227,8 @@ WORKERS = 'workers: expected a number from 1 to 1024 or "auto"'
         ),
         ("socket.owner = 0", "socket.owner: expected a string, got an integer"),
         (
-            "tls.cert = 'x'",
-            "tls: unknown key, the keys here are concurrency, framing, handler, limits, listen, socket,"
-            " workers",
+            "tsl = 'x'",
+            "tsl: unknown key, did you mean 'tls'?",
         ),
     ],
 )
@@ -304,10 +343,13 @@ class TestDocumentation:
             assert bool(one.default) != (one.required or one.key == "server.NAME.framing"), one.key
 
     def test_it_has_every_field_of_every_settings_class(self):
-        classes = (SrvkitSettings, LoggingSettings, ServerSettings, LimitSettings, SocketSettings)
+        classes = (
+            SrvkitSettings, LoggingSettings, ServerSettings, LimitSettings, AccessSettings, TlsSettings,
+            SniSettings, ProxySettings, SocketSettings,
+        )  # fmt: skip
         fields = [field.name for declared in classes for field in dataclasses.fields(declared)]
         assert sorted(one.key.split(".")[-1] for one in settings_table()) == sorted(
-            name for name in fields if name not in ("limits", "socket")
+            name for name in fields if name not in ("limits", "access", "tls", "proxy", "socket")
         )
 
     def test_what_it_says(self):
@@ -335,7 +377,9 @@ class TestDocumentation:
 
     def test_its_defaults_written_into_a_file_are_the_defaults(self):
         lines = [
-            f"{one.key.replace('NAME', 'echo')} = {one.default}" for one in settings_table() if one.default
+            f"{one.key.replace('NAME', 'echo')} = {one.default}"
+            for one in settings_table()
+            if one.default and not one.key.startswith(("server.NAME.tls", "server.NAME.proxy"))
         ]
         text = "\n".join([*lines, 'server.echo.listen = "x"', 'server.echo.handler = "y"'])
         config, problems = read_text(text)

@@ -1,0 +1,34 @@
+"""The certificates of a configuration, loaded: before privileges are given up, and once for each process.
+
+Whatever is wrong with them is a problem of the file. What they are used for is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from srvkit.config.model import Config, Problems
+from srvkit.config.toml import Key
+from srvkit.net import tls
+from srvkit.net.tls import ServerTls
+
+log = logging.getLogger("srvkit.config")
+
+
+def load_certificates(config: Config, problems: Problems) -> dict[str, ServerTls]:
+    """Return what each server presents, by the server's name; what is wrong is added to `problems`."""
+    folder = config.path.parent if config.path is not None else Path()
+    found = {}
+    for name, settings in config.server.items():
+        if settings.tls is None:
+            continue
+        loaded = tls.load(settings.tls, folder, partial(_report, problems, ("server", name, "tls")))
+        if loaded is not None:
+            found[name] = loaded
+    return found
+
+
+def _report(problems: Problems, table: Key, place: Key, message: str) -> None:
+    problems.add((*table, *place), message)
