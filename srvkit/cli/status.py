@@ -116,7 +116,7 @@ def _server(server: Table, now: float, paint: Any, widths: Sequence[int]) -> Ite
     count = f"{ready} of {len(workers)} worker{'s' * (len(workers) != 1)} ready"
     seldom = (
         f"{word} {plain(counters[word])}"
-        for word in ("restarts", "refused", "errors", "dropped")
+        for word in ("restarts", "refused", "errors", "dropped", "unanswered", "overrun")
         if counters.get(word)
     )
     yield f"  {', '.join((count, *seldom))}"

@@ -25,6 +25,7 @@ from srvkit.net.connection import (
     ERROR,
     FIRST_BYTE_TIMEOUT,
     IDLE_TIMEOUT,
+    OVERFLOW,
     REQUEST_TIMEOUT,
     RESET,
     STOPPED,
@@ -41,6 +42,7 @@ log = logging.getLogger("srvkit.server")
 
 CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further message is handled
+MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
 ASK: Any = object()  # stands for a reply that is not known yet
 
 # In the place of an outcome: the connection does not end, but goes on encrypted.
@@ -121,12 +123,14 @@ class EventLink:
 
     def write(self, data: bytes) -> None:
         if threading.get_ident() != self._server._loop_thread:
-            self._loop.call_soon(partial(self._enter, partial(self._transmit, data)))
-        elif not self.ended:
+            self._loop.call_soon(partial(self._enter, partial(self._send_for_another, data)))
+        elif self._out is not None:
             self._hold(data)
             self._flush()
+        elif not self.ended:
+            self._send_for_another(data)
             if self._unsent or self._ending:
-                # Perhaps it was the handler of another connection that called: nobody else would see to it.
+                # It was the handler of another connection that called: nobody else would see to it.
                 self._loop.call_soon(partial(self._enter, self._settle))
 
     def close(self) -> None:
@@ -235,6 +239,8 @@ class EventLink:
             except FrameError as error:
                 self._begin_work(self._batch(framing, error.messages, data, error))
                 return True
+            if messages and self._began:
+                self._began = 0.0  # what is next has a beginning of its own
             # The usual case, short: each message has one reply or none, and the peer takes them at once.
             self._out = out = []
             size = 0
@@ -285,6 +291,7 @@ class EventLink:
     def _go_on(self) -> None:
         """Handle messages until they are done or the peer must take something first."""
         if self._work is not None:
+            self._out = self._out or []
             try:
                 next(self._work)
             except StopIteration:
@@ -374,12 +381,20 @@ class EventLink:
             out.clear()  # and no new one: whoever handles messages goes on filling it
             self._transmit(data)
 
+    def _send_for_another(self, data: bytes) -> None:
+        """Send what no message of this peer has asked for, unless it takes nothing."""
+        if self._unsent and len(self._unsent) > MOST_UNSENT:
+            self._unsent = None
+            self._ending = OVERFLOW
+        else:
+            self._transmit(data)
+
     def _transmit(self, data: bytes) -> None:
         if self._unsent:
             self._unsent += data
             return
         if self._ending:
-            if self._ending == RESET:
+            if self._ending in (RESET, OVERFLOW):
                 return
             if self._ending == SHAKING_HANDS:
                 self._unsent = bytearray(data)
@@ -401,12 +416,13 @@ class EventLink:
         """Wait for what comes next: the peer to read, the peer to write, or nothing any more."""
         if self.ended or self._ending == SHAKING_HANDS:
             return
-        if self._ending == RESET:
-            self._lose(RESET)
+        if self._ending in (RESET, OVERFLOW):
+            self._lose(self._ending)
             return
         if self._unsent:
             if self._reading:
                 self._reading = False
+                self._began = self._began or self._last
                 self._wait_for(self._writable, WRITE)
                 self._put_off()
             return
@@ -425,7 +441,7 @@ class EventLink:
             self._reading = True
             self._wait_for(self._readable, READ)
             self._put_off()
-        if self._request.pending:
+        if getattr(self._request, "pending", False):
             self._loop.call_soon(partial(self._enter, self._readable))
         if not self._handler.framing.buffered:
             self._began = 0.0
@@ -493,10 +509,10 @@ class EventLink:
         limits = self._limits
         if limits is None:
             return 0.0, ""
-        if self._unsent:
-            return (self._last + limits.write_timeout, WRITE_TIMEOUT) if limits.write_timeout else (0.0, "")
         seconds, outcome = limits.idle_timeout, IDLE_TIMEOUT
-        if not self.bytes_in:
+        if self._unsent:
+            seconds, outcome = limits.write_timeout, WRITE_TIMEOUT
+        elif not self.bytes_in:
             seconds, outcome = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
         due = self._last + seconds if seconds else 0.0
         if self._began and limits.request_timeout:

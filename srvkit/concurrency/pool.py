@@ -147,7 +147,7 @@ class PooledLink(EventLink):
         self._attempt(step)
         while not self.ended:
             while self._outside:
-                self._transmit(self._outside.popleft())
+                self._send_for_another(self._outside.popleft())
             self._attempt(self._settle)
             if self._ending == SHAKING_HANDS:
                 return

@@ -226,7 +226,7 @@ class TaskLink(HandlerTask):
     def begin(self) -> None:
         super().begin()
         self._loop.watch(self._request.fileno(), self._readable)
-        if self._request.pending:
+        if getattr(self._request, "pending", False):
             self._readable()
         server = self._server
         if server.first_look:
@@ -348,7 +348,7 @@ class TaskLink(HandlerTask):
             self._accuse(outcome, fault)
             raise fault
         self._watch()
-        if self._request.pending:
+        if getattr(self._request, "pending", False):
             self._readable()
 
     def _change(self) -> asyncio.Future[None]:
@@ -494,8 +494,8 @@ class TaskLink(HandlerTask):
             if seconds:
                 # A handler that does not read has its reasons; the peer's time begins when it does.
                 candidates.append(((self.reader.waiting_since or now) + seconds, outcome))
-            if limits.request_timeout:
-                candidates.append((self._began + limits.request_timeout, REQUEST_TIMEOUT))
+        if limits.request_timeout:
+            candidates.append((self._began + limits.request_timeout, REQUEST_TIMEOUT))
         return min(candidates, default=(0.0, ""))
 
     # ---- ends
@@ -602,8 +602,7 @@ class DatagramTask(HandlerTask):
             if self._replies and self.outcome != STOPPED:
                 send_datagram(self._request[1], b"".join(self._replies), self._client_address)
         except PeerGone as gone:
-            peer = display(self._client_address)
-            log.info("%s: datagram of %s: reply lost: %s", self._name(), peer, gone)
+            self._server.reply_lost(self._client_address, str(gone))
         except OSError:
             self._server.handle_error(self._request, self._client_address)
         finally:

@@ -29,6 +29,7 @@ FIRST_BYTE_TIMEOUT = "first-byte-timeout"
 IDLE_TIMEOUT = "idle-timeout"
 REQUEST_TIMEOUT = "request-timeout"
 WRITE_TIMEOUT = "write-timeout"
+OVERFLOW = "overflow"  # others sent it more than it takes
 BAD_PROXY = "bad-proxy"  # no PROXY header where one was due, or a wrong one
 PROXY_TIMEOUT = "proxy-timeout"
 BAD_TLS = "bad-tls"  # a handshake that failed
@@ -46,6 +47,7 @@ OUTCOMES = (
     IDLE_TIMEOUT,
     REQUEST_TIMEOUT,
     WRITE_TIMEOUT,
+    OVERFLOW,
     BAD_PROXY,
     PROXY_TIMEOUT,
     BAD_TLS,

@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from srvkit.errors import PeerGone
@@ -21,6 +22,9 @@ IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" els
 IPV6_PKTINFO: int = getattr(socket, "IPV6_PKTINFO", 0)
 _IN_PKTINFO = struct.Struct("@I4s4s")  # ipi_ifindex, ipi_spec_dst, ipi_addr
 _IN6_PKTINFO = struct.Struct("@16sI")  # ipi6_addr, ipi6_ifindex
+_SO_MEMINFO = 55 if sys.platform == "linux" else -1  # socket(7) lacks it; see ss(8), which shows the same
+_MEMINFO = struct.Struct("@9I")  # of which the last is what was dropped
+NO_ADDRESS = "it has no address"
 _ROOM = socket.CMSG_SPACE(_IN6_PKTINFO.size) if hasattr(socket, "CMSG_SPACE") else 0
 
 
@@ -77,16 +81,51 @@ class PinnedSocket:
         return self._socket.sendmsg([data], self._ancillary, flags, address)
 
 
-def reply(sock: Any, data: bytes, address: Any) -> None:
-    """Send one datagram without waiting; nothing where the peer has no address to answer to.
+class ReplySocket:
+    """The listening socket as a handler has it that answers by itself: it never waits for a client.
 
-    Raises PeerGone when the peer is not there or does not read; OSError when the datagram is too long.
+    A reply that a client cannot get (it has gone, has no address, does not read) is lost, like any other
+    datagram; `lost(address, why)` hears of it. Too long a reply raises OSError: that is the handler's.
+    """
+
+    __slots__ = ("_lost", "_socket")
+
+    def __init__(self, sock: Any, lost: Callable[[Any, str], object]) -> None:
+        self._socket = sock
+        self._lost = lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        address = flags_and_address[-1]
+        try:
+            reply(self._socket, data, address)
+        except PeerGone as gone:
+            self._lost(address, str(gone))
+        return len(data)
+
+
+def reply(sock: Any, data: bytes, address: Any) -> None:
+    """Send one datagram without waiting.
+
+    Raises PeerGone when the peer has no address, is not there or does not read; OSError when the datagram
+    is too long.
     """
     if not address:
-        return
+        raise PeerGone(NO_ADDRESS)
     try:
         sock.sendto(data, DONT_WAIT, address)
     except OSError as error:
         if error.errno == errno.EMSGSIZE:
             raise
         raise PeerGone(error.strerror or str(error)) from error
+
+
+def dropped_by_kernel(sock: socket.socket) -> int:
+    """Return how many datagrams the kernel had no room to keep for this socket; 0 where it does not tell."""
+    try:
+        memory = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        return int(_MEMINFO.unpack(memory)[-1])
+    except (OSError, struct.error):
+        return 0

@@ -49,6 +49,7 @@ class TlsConnection(Connection):
     _tls: ssl.SSLObject | None = None
     _tls_timeout: float | None = None
     _encrypted = b""  # what the kernel has not taken yet
+    _is_drained = False  # whether the last read has taken all that had come
     _promised = 0  # how many bytes of the next send() are in that
 
     # ---- the handshake
@@ -138,6 +139,8 @@ class TlsConnection(Connection):
         self._check_flags(flags)
         seconds = self.receive_timeout if self._tls_timeout is None else self._tls_timeout
         deadline = None if seconds is None else monotonic() + seconds
+        if self._is_drained and not flags and seconds != 0:
+            self._wait(READ, seconds)  # first: it saves an attempt in vain for each message
         while True:
             with self._lock:
                 data = self._read(size)
@@ -176,12 +179,14 @@ class TlsConnection(Connection):
         assert self._tls is not None
         pieces: list[bytes] = []
         left = size
+        self._is_drained = False
         try:
             while left:
                 try:
                     piece = self._tls.read(min(left, RECORD))
                 except ssl.SSLWantReadError:
                     if pieces or not self._fill(max(RECORD, size - RECORD - OVERHEAD)):
+                        self._is_drained = True
                         break
                     continue
                 if not piece:

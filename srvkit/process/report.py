@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from time import monotonic
 
+from srvkit.net.datagrams import dropped_by_kernel
 from srvkit.net.readiness import Readiness, Timer
 from srvkit.process.channel import Message
 from srvkit.process.supervised import resident_size
@@ -53,6 +54,9 @@ def report_of(workers: Workers, retiring: Sequence[Workers]) -> Message:
             "open": sum(counts.open for _, counts in boards),
             "lost": lost,
             "restarts": restarts,
+            "overrun": sum(
+                dropped_by_kernel(listener.socket) for listener in workers.listeners if not listener.is_stream
+            ),
         },
     }
 

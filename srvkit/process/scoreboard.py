@@ -14,7 +14,7 @@ from time import monotonic
 from srvkit.net.connection import CLOSED, OUTCOMES
 from srvkit.process.unnamed import unnamed_file
 
-BEAT, ACCEPTED, REFUSED, ERRORS, BYTES_IN, BYTES_OUT, FIRST_OUTCOME = range(7)
+BEAT, ACCEPTED, REFUSED, ERRORS, BYTES_IN, BYTES_OUT, DROPPED, UNANSWERED, FIRST_OUTCOME = range(9)
 _CELLS = FIRST_OUTCOME + len(OUTCOMES)
 _SIZE = _CELLS * 8
 _PLACE = {outcome: FIRST_OUTCOME + index for index, outcome in enumerate(OUTCOMES)}
@@ -53,6 +53,8 @@ class Counts:
             "errors": cells[ERRORS],
             "bytes_in": cells[BYTES_IN],
             "bytes_out": cells[BYTES_OUT],
+            "dropped": cells[DROPPED],
+            "unanswered": cells[UNANSWERED],
             "outcomes": {outcome: cells[_PLACE[outcome]] for outcome in OUTCOMES if cells[_PLACE[outcome]]},
         }
 
@@ -117,6 +119,16 @@ class Board:
             cells[ACCEPTED] += count
             cells[_PLACE[CLOSED]] += count
             cells[BYTES_IN] += bytes_in
+
+    def dropped(self) -> None:
+        """Count a datagram that was too long."""
+        with self._writing:
+            self._cells[DROPPED] += 1
+
+    def unanswered(self) -> None:
+        """Count a reply that its client could not be given."""
+        with self._writing:
+            self._cells[UNANSWERED] += 1
 
     # ---- the supervisor's side
 

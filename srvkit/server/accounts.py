@@ -90,6 +90,15 @@ class AccountsMixIn(Steps):
         if before < self.retire_after <= self._numbers:
             self.on_enough()
 
+    def datagram_dropped(self) -> None:
+        """Count a datagram that was too long."""
+        self.board.dropped()
+
+    def reply_lost(self, client_address: Any, why: str) -> None:
+        """Count a reply that its client could not be given, and say so."""
+        self.board.unanswered()
+        super().reply_lost(client_address, why)
+
     @passes_datagrams
     def request_done(self, request: Any) -> None:
         """Count the end of the request."""
@@ -145,6 +154,12 @@ class ForkedAccountsMixIn(AccountsMixIn):
             super().handle_error(request, client_address)
         else:
             super(AccountsMixIn, self).handle_error(request, client_address)
+
+    def reply_lost(self, client_address: Any, why: str) -> None:
+        """Say so; a child has no counter for it."""
+        if os.getpid() == self._pid:
+            self.board.unanswered()
+        super(AccountsMixIn, self).reply_lost(client_address, why)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a child handle the request."""

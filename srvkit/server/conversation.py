@@ -77,7 +77,8 @@ class StreamLink:
     # Most connections need no more than what __init__ sets; these stand for the rest until it is needed.
     _unsent_bytes = 0
     _lost: str | None = None
-    _began: float | None = None  # when the first byte came of a message not answered yet
+    _began: float | None = None  # when the first byte came of a message that is not complete yet
+    _answer_by = 0.0  # when the replies to what is complete must be out; 0: whenever
     _armed: float = 0  # the receive timeout in force
     _awaited = FIRST_BYTE_TIMEOUT
     bytes_in = 0
@@ -165,9 +166,12 @@ class StreamLink:
             self.bytes_in += len(data)
             if account is not None:
                 account.bytes_in = self.bytes_in
+            if self._limits is not None and self._limits.request_timeout:
+                self._answer_by = (self._began or monotonic()) + self._limits.request_timeout
             fault = self._handle(data)
             if self._unsent:
                 self._flush()
+            self._answer_by = 0.0
             if fault is not None:
                 self._log(f"{BAD_MESSAGE}: {fault}")
                 return BAD_MESSAGE
@@ -224,6 +228,8 @@ class StreamLink:
                 messages = framing.feed(data)
             except FrameError as error:
                 messages, fault = error.messages, error
+            if messages:
+                self._began = None  # what is next has a beginning of its own
             for index, message in enumerate(messages):
                 reply = handler.handle_message(message)
                 if reply is not None:
@@ -293,15 +299,34 @@ class StreamLink:
             if self._lost is not None:
                 raise PeerGone(self._lost)
             try:
-                self._socket.sendall(data)
+                if self._answer_by:
+                    self._send_in_time(data)
+                else:
+                    self._socket.sendall(data)
             except (BlockingIOError, TimeoutError):
-                self._lost = WRITE_TIMEOUT
+                late = self._answer_by and monotonic() >= self._answer_by
+                self._lost = REQUEST_TIMEOUT if late else WRITE_TIMEOUT
             except OSError:
                 self._lost = RESET
             else:
                 self.bytes_out += len(data)
                 return
         raise PeerGone(self._lost)
+
+    def _send_in_time(self, data: bytes) -> None:
+        """Send all by the time the replies must be out, however little the peer takes at a time."""
+        assert self._limits is not None
+        with memoryview(data) as rest:
+            sent = 0
+            while sent < len(rest):
+                seconds = max(0.001, self._answer_by - monotonic())
+                if self._limits.write_timeout:
+                    seconds = min(seconds, self._limits.write_timeout)
+                self._set_timeout(SEND, seconds)
+                sent += self._socket.send(rest[sent:])
+                if sent < len(rest) and monotonic() >= self._answer_by:
+                    raise TimeoutError
+        self._set_timeout(SEND, self._limits.write_timeout)
 
     def _send_for_another(self, data: bytes) -> None:
         with suppress(PeerGone):
@@ -360,8 +385,7 @@ class DatagramLink:
         if self._replies is not None:
             self._replies.append(data)
         else:
-            with suppress(PeerGone):
-                send_datagram(self._socket, data, self._address)
+            self._answer(data)
 
     def close(self) -> None:
         self.closing = True
@@ -439,7 +463,9 @@ class DatagramLink:
         try:
             send_datagram(self._socket, data, self._address)
         except PeerGone as gone:
-            self._log(f"reply lost: {gone}")
+            reply_lost = getattr(self._server, "reply_lost", None)
+            if reply_lost is not None:
+                reply_lost(self._address, str(gone))
 
     def _log(self, what: str) -> None:
         log.info("%s: datagram of %s: %s", _name(self._server), display(self._address), what)

@@ -11,7 +11,7 @@ from typing import Any
 
 from srvkit.net.address import display
 from srvkit.net.connection import DONT_WAIT
-from srvkit.net.datagrams import ask_for_destination, receive
+from srvkit.net.datagrams import NO_ADDRESS, PinnedSocket, ReplySocket, ask_for_destination, receive
 from srvkit.server.base import BURST, BaseServer
 from srvkit.server.stream import TCPServer
 
@@ -42,8 +42,8 @@ class UDPServer(TCPServer):
     max_packet_size = 8192
 
     _waits_to_take = False
-    dropped = 0  # datagrams too long to be handed over
     _pinned: set[int] | None = None  # the sockets that tell where a datagram was sent to
+    _reply_sockets: dict[int, ReplySocket] | None = None  # by descriptor; of servers from TOML
     _plain_steps = False  # whether the steps are the library's own, and handle a datagram at once
     _at_hand: Any = None  # what is being handled where they are: it needs no seat, there is one at a time
 
@@ -62,6 +62,8 @@ class UDPServer(TCPServer):
             else:
                 data, client_address = sock.recvfrom(self.max_packet_size + 1, DONT_WAIT)
             if len(data) <= self.max_packet_size:
+                if self._reply_sockets is not None:
+                    sock = self._reply_socket(sock)
                 return (data, sock), client_address
             self._drop(client_address)
 
@@ -69,6 +71,8 @@ class UDPServer(TCPServer):
         super().loop_begins(loop)
         if self.drop_truncated and self._pinned is None:
             self._find_pinned()
+        if self.limits is not None and not hasattr(self.RequestHandlerClass, "handle_message"):
+            self._reply_sockets = {}  # message handlers answer through srvkit anyway
         self._plain_steps = not vars(self).keys() & STEPS and all(map(self._is_plain, STEPS))
 
     def _is_plain(self, step: str) -> bool:
@@ -88,6 +92,7 @@ class UDPServer(TCPServer):
         if not self._plain_steps or (self._pinned and sock.fileno() in self._pinned):
             super()._take_requests()
             return
+        answering = sock if self._reply_sockets is None else self._reply_socket(sock)
         longest = self.max_packet_size
         room = longest + self.drop_truncated
         handled = size = 0
@@ -106,7 +111,7 @@ class UDPServer(TCPServer):
                 if len(data) > longest:
                     self._drop(client_address)
                     continue
-                request = self._at_hand = data, sock
+                request = self._at_hand = data, answering
                 handled += 1
                 size += len(data)
                 try:
@@ -144,9 +149,26 @@ class UDPServer(TCPServer):
         return True
 
     def _drop(self, client_address: Any) -> None:
-        self.dropped += 1
+        self.datagram_dropped()
         message = "%s: dropped a datagram of %s, longer than %d bytes"
         log.info(message, self._name(), display(client_address), self.max_packet_size)
+
+    def datagram_dropped(self) -> None:
+        """Hear of a datagram that was too long to be handed over."""
+
+    def reply_lost(self, client_address: Any, why: str) -> None:
+        """Hear of a reply that its client could not be given; in whatever thread sent it. May be extended."""
+        if why != NO_ADDRESS:  # whoever has none does not expect any
+            log.info("%s: reply to %s lost: %s", self._name(), display(client_address), why)
+
+    def _reply_socket(self, sock: Any) -> ReplySocket:
+        if isinstance(sock, PinnedSocket):
+            return ReplySocket(sock, self.reply_lost)
+        assert self._reply_sockets is not None
+        fd = sock.fileno()
+        if fd not in self._reply_sockets:
+            self._reply_sockets[fd] = ReplySocket(sock, self.reply_lost)
+        return self._reply_sockets[fd]
 
     def _find_pinned(self) -> set[int]:
         sockets = [listener.socket for listener in self._listeners] or [self.socket]

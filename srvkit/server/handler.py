@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from srvkit.errors import PeerError
 from srvkit.net.connection import handshake_outcome
-from srvkit.net.datagrams import reply
 from srvkit.net.tls import to_begin
 from srvkit.server.acquaintance import KnowsPeer
 from srvkit.server.asynchronous import AsyncHandler
@@ -171,6 +170,6 @@ class DatagramRequestHandler(BaseRequestHandler):
         if getattr(self.server, "reply_only_if_written", False) is True:
             wfile = getattr(self, "wfile", None)
             if wfile is not None and wfile.getvalue():
-                reply(self.socket, wfile.getvalue(), self.client_address)
+                self.socket.sendto(wfile.getvalue(), self.client_address)
             return
         self.socket.sendto(self.wfile.getvalue(), self.client_address)

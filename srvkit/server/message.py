@@ -73,7 +73,8 @@ class MessageHandler(KnowsPeer):
 
         `reason` is "eof", "closed", "truncated" (the peer ended in the middle of a message),
         "bad-message", "reset", "first-byte-timeout", "idle-timeout", "request-timeout",
-        "write-timeout", "stopped" or "error".
+        "write-timeout", "overflow" (others sent it more than it took), "bad-tls" and "tls-timeout" (after
+        `start_tls`), "stopped" or "error".
         """
 
     def send(self, message: bytes) -> None:

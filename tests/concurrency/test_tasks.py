@@ -325,8 +325,10 @@ def test_the_streams_are_asyncios(serve: Any, client: Any) -> None:
             assert self.writer.get_extra_info("sslcontext", "none") == "none"
             with pytest.raises(TypeError, match="str"):
                 self.writer.write("text")
-            with pytest.raises(NotImplementedError, match="configuration"):
-                await self.writer.start_tls(None)
+            with pytest.raises(RuntimeError, match="needs certificates"):
+                await self.writer.start_tls()
+            with pytest.raises(TypeError, match="those of the server"):
+                await self.writer.start_tls(object())
             self.writer.writelines([b"a", bytearray(b"b"), memoryview(b"c")])
             self.writer.write_eof()
             with pytest.raises(RuntimeError):

@@ -34,7 +34,8 @@ def in_a_child(call) -> None:
 def test_a_new_board_has_nothing_on_it(board):
     counts = board.counts()
     assert counts.as_dict() == {
-        "accepted": 0, "refused": 0, "errors": 0, "bytes_in": 0, "bytes_out": 0, "outcomes": {},
+        "accepted": 0, "refused": 0, "errors": 0, "bytes_in": 0, "bytes_out": 0,
+        "dropped": 0, "unanswered": 0, "outcomes": {},
     }  # fmt: skip
     assert (counts.open, counts.ended, counts.accepted, board.last_beat) == (0, 0, 0, 0)
 
@@ -48,6 +49,9 @@ def test_what_a_worker_counts_outlives_it(board):
         board.ended(EOF, 10, 3)
         board.ended(RESET, 1, 2**40)
         board.handled(5, 50)
+        board.dropped()
+        board.unanswered()
+        board.unanswered()
 
     in_a_child(work)
     counts = board.counts()
@@ -57,6 +61,8 @@ def test_what_a_worker_counts_outlives_it(board):
         "errors": 1,
         "bytes_in": 61,
         "bytes_out": 3 + 2**40,
+        "dropped": 1,
+        "unanswered": 2,
         "outcomes": {CLOSED: 5, EOF: 1, RESET: 1},
     }
     assert (counts.accepted, counts.ended, counts.open) == (9, 7, 2)
@@ -103,7 +109,7 @@ def test_threads_do_not_take_each_others_counts_away(board):
         thread.join()
     assert board.counts().as_dict() == {
         "accepted": 0, "refused": 8000, "errors": 8000, "bytes_in": 8000, "bytes_out": 16000,
-        "outcomes": {CLOSED: 8000},
+        "dropped": 0, "unanswered": 0, "outcomes": {CLOSED: 8000},
     }  # fmt: skip
 
 
@@ -115,7 +121,8 @@ def test_counts_are_added_up_and_given_on_as_plain_numbers(board):
     total += board.counts()
     total += board.counts()
     assert total.as_dict() == {
-        "accepted": 4, "refused": 0, "errors": 0, "bytes_in": 10, "bytes_out": 12, "outcomes": {ERROR: 2},
+        "accepted": 4, "refused": 0, "errors": 0, "bytes_in": 10, "bytes_out": 12,
+        "dropped": 0, "unanswered": 0, "outcomes": {ERROR: 2},
     }  # fmt: skip
     again = Counts(total.cells())
     again += board.counts()

@@ -70,6 +70,10 @@ def test_what_had_to_be_cut_is_dropped_and_said(serving: Any, caplog: Any) -> No
     class Dropping(srvkit.UDPServer):
         max_packet_size = 10
         drop_truncated = True
+        dropped = 0
+
+        def datagram_dropped(self) -> None:
+            self.dropped += 1
 
     caplog.set_level("INFO", "srvkit.server")
     server = serving(Dropping(ANY, Length))
@@ -379,3 +383,66 @@ def test_what_has_arrived_is_answered_when_the_server_drains(model: str) -> None
         server.server.begin_drain()
         release.set()
         assert {sock.recv(10) for _ in range(200)} == {b"%d" % number for number in range(200)}
+
+
+# Replies that nobody gets
+
+
+class Answers(srvkit.BaseRequestHandler):
+    """Answers by itself, as programs for the standard library do."""
+
+    def handle(self) -> None:
+        data, sock = self.request
+        assert sock.sendto(data, self.client_address) == len(data)
+
+
+BLOCKING_MODELS = ("serial", "threading", "pool")
+
+
+@pytest.mark.parametrize("model", BLOCKING_MODELS)
+def test_a_handlers_own_reply_never_waits_and_is_lost_where_nobody_reads(
+    model: str, tmp_path: Path, caplog: Any
+) -> None:
+    """Unread, gone or without an address: one line each, and the next client is answered."""
+    caplog.set_level("INFO", "srvkit.server")
+    path, deaf = str(tmp_path / "datagrams"), str(tmp_path / "deaf")
+    with (
+        srvkit.serve(Answers, f"unixgram:{path}", concurrency=model),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nameless,
+    ):
+        other.bind(deaf)
+        for _ in range(100):  # many times what the kernel keeps for one that does not read
+            other.sendto(b"hello", path)
+        nameless.sendto(b"hello", path)
+        reader.settimeout(PATIENCE)
+        reader.bind(str(tmp_path / "reader"))
+        reader.sendto(b"still there", path)
+        assert reader.recv(100) == b"still there"
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert all(f"reply to {deaf} lost" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) >= 50
+
+
+@pytest.mark.parametrize("model", BLOCKING_MODELS)
+@pytest.mark.parametrize("listen", ["udp://127.0.0.1:0", "udp://0.0.0.0:0"])
+def test_a_reply_that_the_kernel_refuses_is_the_clients_fault(
+    model: str, listen: str, caplog: Any, eventually: Any
+) -> None:
+    """A forged sender may have port 0, to which nothing can be sent (EINVAL)."""
+    caplog.set_level("INFO", "srvkit.server")
+
+    class Forged(Answers):
+        def setup(self) -> None:
+            if self.request[0] == b"forged":
+                self.client_address = "127.0.0.1", 0
+
+    with srvkit.serve(Forged, listen, concurrency=model) as server, udp(server.address) as sock:
+        sock.send(b"forged")
+        sock.send(b"hello")
+        assert sock.recv(100) == b"hello"
+        eventually(lambda: caplog.records)
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("INFO", None)
+    assert "127.0.0.1:0" in record.getMessage()

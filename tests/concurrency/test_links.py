@@ -1,0 +1,49 @@
+"""Connections that live in a loop: what a peer that does not take what it is sent may cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import srvkit
+
+
+@pytest.mark.parametrize("model", ["event", "pool", "asyncio"])
+def test_a_member_of_a_room_that_does_not_read_is_dropped_and_the_room_goes_on(
+    model: str, client: Any, eventually: Any
+) -> None:
+    """Others cannot know how much it has not taken yet; the server does, and bounds it."""
+    members: list[Any] = []
+    reasons: list[str] = []
+
+    class Room(srvkit.MessageHandler):
+        framing = srvkit.Lines()
+
+        def connected(self) -> bytes:
+            members.append(self)
+            return b"welcome"
+
+        def disconnected(self, reason: str) -> None:
+            members.remove(self)
+            reasons.append(reason)
+
+        def handle_message(self, message: bytes) -> bytes:
+            for one in list(members):
+                if one is not self:
+                    one.send(message)
+            return b"said"
+
+    with srvkit.serve(Room, "tcp://127.0.0.1:0", concurrency=model, limits={"write_timeout": 0}) as server:
+        client(server.address).recv(1)
+        with client(server.address) as speaker, speaker.makefile("rb") as heard:
+            assert heard.readline() == b"welcome\n"
+            for _ in range(400):
+                speaker.sendall(bytes(65536) + b"\n")
+                assert heard.readline() == b"said\n"
+                if reasons:
+                    break
+            eventually(lambda: reasons)
+            assert reasons == ["overflow"]
+            speaker.sendall(b"alone\n")
+            assert heard.readline() == b"said\n"
