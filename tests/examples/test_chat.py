@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 MODELS = ("event", "asyncio", "threading")
@@ -42,3 +43,20 @@ def test_many_talk_at_once_and_no_word_is_lost(model: str, run_example: Any) -> 
     for member in members:
         for number in range(4):
             member.wait_for(rf"^somebody: {number} says \d+$", times=100)
+
+
+def test_one_who_does_not_read_does_not_keep_the_others_from_talking(
+    model: str, run_example: Any, client: Any
+) -> None:
+    chat = run_example(model, "server.chat.limits.write_timeout=0.3")
+    deaf = client(chat.address("chat"))
+    assert deaf.recv(1)  # it has been there
+    speaker = client(chat.address("chat"))
+    lines, line = 4000, b"x" * 3000 + b"\n"  # more than the kernel keeps for the deaf one
+    talk = threading.Thread(target=speaker.sendall, args=[line * lines])
+    talk.start()
+    heard = 0
+    with speaker.makefile("rb") as file:
+        while heard < lines:
+            heard += file.readline().endswith(line)
+    talk.join()
