@@ -21,7 +21,7 @@ def queue_up(number):
         tell(f"customer {number} hears: {answer}")
         looked.wait()
         print("thanks", file=stream, flush=True)
-        stream.readline()
+        stream.read()  # "goodbye", and the end: they hang up
 
 
 with ThreadPoolExecutor(CUSTOMERS) as customers:

@@ -47,4 +47,7 @@ def upload(path, port):
 
 if len(sys.argv) < 2:
     sys.exit(__doc__)
-upload(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 7110)
+try:
+    upload(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 7110)
+except (KeyboardInterrupt, ConnectionError):
+    sys.exit("\ninterrupted; the same command goes on from here")

@@ -13,11 +13,9 @@ MODELS = ("serial",)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ss, and its queue's length, are Linux's")
-def test_the_queue_is_seen_full_and_everybody_is_served(
-    model: str, run_example: Any, eventually: Any, tool: Any
-) -> None:
+def test_the_queue_is_seen_full_and_everybody_is_served(run_example: Any, eventually: Any, tool: Any) -> None:
     tool("ss")
-    counter = run_example(model)
+    counter = run_example()  # with the model of its file
     (port,) = counter.ports("counter")
     client = counter.client_that_stays(port)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,20 @@ def test_a_file_arrives_whole_and_resumes_where_it_was_interrupted(
     assert said.splitlines() == ["resuming at 500000 of 1048576 bytes", "stored as a file.bin"]
     assert (upload.folder / "uploads" / "a file.bin").read_bytes() == content
     assert [path.name for path in (upload.folder / "uploads").iterdir()] == ["a file.bin"]
+
+
+def test_ctrl_c_in_the_client_is_no_disaster(run_example: Any) -> None:
+    upload = run_example()
+    sparse(upload.folder / "x", 64 * MIB)
+    with socket.create_server(("127.0.0.1", 0)) as slow:  # takes nothing, so that the client cannot finish
+        client = upload.client_that_stays("x", str(slow.getsockname()[1]))
+        with slow.accept()[0] as sock, sock.makefile("rb") as lines:
+            lines.readline()
+            sock.sendall(b'{"have": 0}\n')
+            client.wait_for(r"\[ +\] +0 %")
+            assert client.end(signal.SIGINT) == 1
+    assert "the same command goes on from here" in client.log
+    assert "Traceback" not in client.log
 
 
 @pytest.mark.parametrize(
