@@ -33,11 +33,10 @@ class Program:
             command,
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            **settings,
+            **({"stdin": subprocess.DEVNULL} | settings),
         )
         self.pid = self.process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -49,6 +48,9 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -71,6 +73,12 @@ class Program:
         matches = list(re.finditer(pattern, self.log, re.MULTILINE))
         assert len(matches) >= times, f"{pattern!r} is not {times} times in this log:\n{self.log}"
         return matches[-1]
+
+    def say(self, text: str) -> None:
+        """Type this; for a program started with `stdin=subprocess.PIPE`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
 
     def addresses(self, server: str) -> list[str]:
         """Wait until this server of a configuration listens; return its addresses."""
