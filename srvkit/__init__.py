@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from srvkit.concurrency.crew import BusyThreads as _Threads  # noqa: F401  (private, but programs use them)
 from srvkit.concurrency.crew import NoThreads as _NoThreads  # noqa: F401
+from srvkit.concurrency.events import EventMixIn
 from srvkit.concurrency.pool import ThreadPoolMixIn
 from srvkit.concurrency.tasks import TaskMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
@@ -55,6 +56,7 @@ __all__ = [
     "ConfigError",
     "DatagramRequestHandler",
     "Delimiter",
+    "EventMixIn",
     "FixedSize",
     "Framing",
     "GreenletMixIn",

@@ -104,13 +104,12 @@ class Wait:
 class CooperativeSocket(socket.socket):
     """A connection's socket that makes the greenlet wait which uses it, and not its thread.
 
-    Otherwise it is what it derives from; so are its timeouts. `receive_timeout` and `send_timeout`, in
-    seconds, bound each single wait where `settimeout` has not been called. For greenlets of one thread;
-    `shutdown` is safe from others.
+    Otherwise it is what it derives from; so are its timeouts. `receive_timeout`, in seconds, bounds
+    each wait to read where `settimeout` has not been called. For greenlets of one thread; `shutdown` is
+    safe from others.
     """
 
     receive_timeout: float | None = None
-    send_timeout: float | None = None
     _own_timeout: float | None = None
     _readable: Wait | None = None
     _writable: Wait | None = None
@@ -213,7 +212,7 @@ class CooperativeSocket(socket.socket):
                     self._send_the_rest(rest, sent, flags)
 
     def _send_the_rest(self, data: memoryview, sent: int, flags: int) -> None:
-        # A timeout of the socket is for the call as a whole, send_timeout for no progress.
+        # The timeout is for the call as a whole.
         timeout = self._own_timeout
         deadline = monotonic() + timeout if timeout else 0.0
         while sent < len(data):
@@ -250,7 +249,7 @@ class CooperativeSocket(socket.socket):
             self._wait_writable(self._own_timeout)
 
     def _wait_writable(self, timeout: float | None) -> None:
-        self.wait_for(WRITE, self.send_timeout if timeout is None else timeout)
+        self.wait_for(WRITE, timeout)
 
     # ---- timeouts, which the kernel does not hear of, and the end
 

@@ -8,6 +8,7 @@ servers and handlers.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 from time import monotonic
@@ -77,6 +78,20 @@ def unmapped(address: Any) -> Any:
     if len(address) == 4 and address[0].startswith("::ffff:") and "." in address[0]:
         return address[0][7:], address[1]
     return address
+
+
+def wait_for(sock: Any, events: int, seconds: float | None) -> None:
+    """Wait until a socket is ready to READ or WRITE. Raises TimeoutError after `seconds`."""
+    if seconds is not None and seconds < 0:
+        raise TimeoutError("timed out")
+    in_its_own_way = getattr(sock, "wait_for", None)
+    if in_its_own_way is not None:
+        in_its_own_way(events, seconds)
+        return
+    poll = select.poll()
+    poll.register(sock.fileno(), events)  # the values are those of POLLIN and POLLOUT
+    if not poll.poll(None if seconds is None else seconds * 1000):
+        raise TimeoutError("timed out")
 
 
 def handshake_outcome(error: Exception) -> str:

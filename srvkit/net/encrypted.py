@@ -8,7 +8,6 @@ the clear can be taken for one that did not. Servers and handlers are not known 
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import ssl
 import threading
@@ -17,7 +16,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from srvkit.errors import PeerError
-from srvkit.net.connection import DONT_WAIT, Connection, TimedConnection
+from srvkit.net.connection import DONT_WAIT, Connection, TimedConnection, wait_for
 from srvkit.net.readiness import READ, WRITE
 from srvkit.net.tls import ServerTls
 
@@ -36,16 +35,15 @@ class TlsConnection(Connection):
     """A connection that is encrypted from `begin_tls` and its handshake on.
 
     With `DONT_WAIT`, `recv` and `send` raise BlockingIOError where they would have to wait; a `send` that
-    did is to be repeated with the same bytes first, since they are encrypted already. `receive_timeout`
-    and `send_timeout`, in seconds, bound single waits where `settimeout` was not called. One thread may
-    read while another writes.
+    did is to be repeated with the same bytes first, since they are encrypted already. `receive_timeout`,
+    in seconds, bounds single waits of `recv` where `settimeout` was not called. One thread may read while
+    another writes.
 
     An end of the stream that nobody announced counts as one, as with the standard library's sockets:
     what ends a message is for its framing to say.
     """
 
     receive_timeout: float | None = None
-    send_timeout: float | None = None
     _tls: ssl.SSLObject | None = None
     _tls_timeout: float | None = None
     _encrypted = b""  # what the kernel has not taken yet
@@ -98,7 +96,7 @@ class TlsConnection(Connection):
         """
         deadline = monotonic() + seconds if seconds else None
         while wanted := self.shake_hands():
-            self._wait(wanted, None if deadline is None else deadline - monotonic())
+            wait_for(self, wanted, None if deadline is None else deadline - monotonic())
 
     # ---- what is known of the peer
 
@@ -134,13 +132,13 @@ class TlsConnection(Connection):
     def recv(self, size: int, flags: int = 0) -> bytes:
         if self._tls is None:
             if self.receive_timeout is not None and not flags:
-                self._wait(READ, self.receive_timeout)
+                wait_for(self, READ, self.receive_timeout)
             return super().recv(size, flags)
         self._check_flags(flags)
         seconds = self.receive_timeout if self._tls_timeout is None else self._tls_timeout
         deadline = None if seconds is None else monotonic() + seconds
         if self._is_drained and not flags and seconds != 0:
-            self._wait(READ, seconds)  # first: it saves an attempt in vain for each message
+            wait_for(self, READ, seconds)  # first: it saves an attempt in vain for each message
         while True:
             with self._lock:
                 data = self._read(size)
@@ -148,7 +146,7 @@ class TlsConnection(Connection):
                 return data
             if flags or seconds == 0:
                 raise _would_block()
-            self._wait(READ, None if deadline is None else deadline - monotonic())
+            wait_for(self, READ, None if deadline is None else deadline - monotonic())
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         if self._tls is None:
@@ -220,9 +218,9 @@ class TlsConnection(Connection):
 
     def send(self, data: Any, flags: int = 0) -> int:
         if self._tls is None:
-            return self._send_in_the_clear(data, flags)
+            return super().send(data, flags)
         self._check_flags(flags)
-        seconds = self.send_timeout if self._tls_timeout is None else self._tls_timeout
+        seconds = self._tls_timeout
         while True:
             with self._lock:
                 sent = self._encrypt(data)
@@ -230,10 +228,10 @@ class TlsConnection(Connection):
                 return sent
             if flags or seconds == 0:
                 raise _would_block()
-            self._wait(WRITE, seconds)
+            wait_for(self, WRITE, seconds)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        if self._tls is None and self.send_timeout is None:
+        if self._tls is None:
             super().sendall(data, flags)
             return
         with memoryview(data) as view, view.cast("B") as rest:
@@ -255,14 +253,6 @@ class TlsConnection(Connection):
         if self._tls is None:
             return super().sendfile(file, offset, count)
         return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined, no-any-return]
-
-    def _send_in_the_clear(self, data: Any, flags: int) -> int:
-        while self.send_timeout is not None and not flags:
-            try:
-                return super().send(data, DONT_WAIT)
-            except BlockingIOError:
-                self._wait(WRITE, self.send_timeout)
-        return super().send(data, flags)
 
     def _encrypt(self, data: Any) -> int | None:
         """Return how many bytes have left; None where the ones encrypted last have not."""
@@ -332,19 +322,6 @@ class TlsConnection(Connection):
 
     def dup(self) -> Any:
         return self._refuse("dup") if self._tls is not None else super().dup()
-
-    def _wait(self, events: int, seconds: float | None) -> None:
-        """Wait until the socket is ready. Raises TimeoutError after `seconds`."""
-        if seconds is not None and seconds < 0:
-            raise TimeoutError("timed out")
-        in_greenlet = getattr(super(), "wait_for", None)
-        if in_greenlet is not None:
-            in_greenlet(events, seconds)
-            return
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN if events == READ else select.POLLOUT)
-        if not poll.poll(None if seconds is None else seconds * 1000):
-            raise TimeoutError("timed out")
 
     def _check_flags(self, flags: int) -> None:
         if flags & ~DONT_WAIT:

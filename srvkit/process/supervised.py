@@ -212,6 +212,10 @@ class SupervisedWorker(Worker):
         self._is_heard = True
         self._loop.call_soon(lambda: self._channel.attach(self._loop, self._heard, self._orphaned))
 
+    def _tell_closed(self) -> None:
+        """Say that others have the addresses which are shared; the loop of the server has seen to it."""
+        self._channel.send({"event": "closed"})
+
     def _has_enough(self) -> None:
         self._loop.call_soon(lambda: self._ask_to_retire("max_requests"))
 
@@ -255,6 +259,7 @@ class SupervisedWorker(Worker):
         if do == "retire":
             self._server.shared = frozenset(message["shared"])
             self.stop(message["timeout"])
+            self._server.when_closed(lambda: self._loop.call_soon(self._tell_closed))
         elif do == "stop":
             self.stop(message["timeout"])
         elif do == "cut":

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 
@@ -52,6 +53,7 @@ HANDLED = (
 )
 IGNORED = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO)  # each would end the process
 ANSWER_TIME = 1.0  # seconds for workers to say which connections they have
+DOOR_TIME = 1.0  # seconds for workers that retire to say that they take nothing new
 LATE = 1.0  # seconds by which a timer may be late before this process was stopped, or its machine
 
 Read = Callable[[], tuple[Config, Problems]]
@@ -89,6 +91,7 @@ class Supervisor:
         self._generation: Generation | None = None
         self._old: list[Workers] = []  # that finish what they have
         self._change: Change | None = None
+        self._announcement: Callable[[], None] | None = None
         self._again = False  # whether a reload was asked for while one was going on
         self._replies: list[Reply] = []  # of those who wait for the reload
         self._later_replies: list[Reply] = []  # of those who wait for the one after it
@@ -277,6 +280,7 @@ class Supervisor:
         if self._change is not None:
             self._replace_next = True
             return
+        self._made_known()
         log.info("the new installation takes over")
         self._notifier.reloading()
         held = replacement.Held(
@@ -328,6 +332,7 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
+        self._made_known()
         self._notifier.stopping()
         if self._change is not None:
             self._change.give_up("srvkit stops")
@@ -372,12 +377,15 @@ class Supervisor:
         self._begin_change(config, problems)
 
     def _begin_change(self, config: Config, problems: Problems) -> None:
+        self._made_known()
         self._change = Change(config, problems, self._generation, self._around, self._change_done)
         self._change.begin()
 
     def _changed(self) -> None:
         if self._change is not None:
             self._change.news()
+        if not any(workers.open_doors for workers in self._old):
+            self._made_known()  # whoever connects from now on meets the new generation
         for workers in [one for one in self._old if not one.workers]:
             self._old.remove(workers)
             self._inherit(workers)
@@ -409,6 +417,7 @@ class Supervisor:
             self._execute()
         again, self._again = self._again, False
         if again and not self._stopping:
+            self._made_known()
             self._replies += self._later_replies
             self._later_replies.clear()
             self._reload()
@@ -445,13 +454,25 @@ class Supervisor:
             if added:
                 count = f", {workers.wanted} workers" * (workers.wanted != 1)
                 log.info("%s: listening on %s%s", name, ", ".join(map(where, added)), count)
-        if before is not None:
+        self._look_after(made.config.srvkit.heartbeat_timeout)
+        self._announcement = partial(self._announce, made, began, before is not None)
+        self._changed()
+        if self._announcement is not None:
+            self._loop.call_later(DOOR_TIME, self._made_known)
+
+    def _announce(self, made: Generation, began: float, is_reload: bool) -> None:
+        if is_reload:
             log.info("reloaded: this is generation %d", made.number)
-        self._last_reload = {"at": time.time(), "ok": True, "errors": []} if before is not None else None
+            self._last_reload = {"at": time.time(), "ok": True, "errors": []}
         self._answer_reload({"ok": True, "generation": made.number, "seconds": round(monotonic() - began, 3)})
         self._notifier.ready()
         self._notifier.status(f"serving {', '.join(made.workers)}")
-        self._look_after(made.config.srvkit.heartbeat_timeout)
+
+    def _made_known(self) -> None:
+        """Say that a generation is in force, if that has not been said yet."""
+        announcement, self._announcement = self._announcement, None
+        if announcement is not None:
+            announcement()
 
     def _files_changed(self, names: list[str]) -> None:
         log.info("changed: %s", ", ".join(names))

@@ -117,6 +117,7 @@ class Workers:
         self.name = name
         self.model = config.server[name].concurrency.name if name in config.server else ""
         self.listeners = listeners
+        self.open_doors: set[int] = set()  # workers told to retire that may still accept, by pid
         self.wanted = wanted
         self.restarts = 0
         self.lost = 0  # requests that were open in workers that died
@@ -191,6 +192,7 @@ class Workers:
 
     def retire(self, timeout: float, shared: Sequence[str]) -> None:
         """Let all finish what they have and end; others serve the addresses in `shared` from now on."""
+        self.open_doors = {worker.pid for worker in self.listening()}
         self._end({"do": "retire", "timeout": timeout, "shared": list(shared)}, timeout)
 
     def stop(self, timeout: float) -> None:
@@ -322,6 +324,9 @@ class Workers:
                 log.info("%s: worker %d is to be replaced: %s", self.name, worker.pid, message["why"])
                 self._to_retire.append(worker)
                 self.start()
+        elif event == "closed":
+            self.open_doors.discard(worker.pid)
+            self._around.changed()
         elif event == "answer":
             self._around.answered(worker, message)
 
@@ -372,13 +377,14 @@ class Workers:
         self._around.children.signal(worker.pid, signal.SIGKILL)
 
     def _ended(self, worker: WorkerProcess, status: int) -> None:
+        worker.channel.read_the_rest()  # while it is still one of those that are looked at
         del self.workers[worker.pid]
+        self.open_doors.discard(worker.pid)
         if worker.timer is not None:
             worker.timer.cancel()
         if status < 0:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.pid, signal.SIGKILL)  # what it has forked
-        worker.channel.read_the_rest()
         was_ready = bool(worker.ready_since)
         counts = worker.board.counts()
         self.before += counts

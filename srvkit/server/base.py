@@ -238,6 +238,17 @@ class BaseServer:
         else:
             loop.call_soon(self._take_the_rest)
 
+    def when_closed(self, callback: Callable[[], None]) -> None:
+        """Call back, in the loop's thread, when nothing more comes by the addresses that others share.
+
+        To be called after `begin_drain`, which sees to that.
+        """
+        loop = self._loop
+        if loop is None:
+            callback()
+        else:
+            loop.call_soon(callback)
+
     def cut_off(self) -> int:
         """End the requests that are still open, whatever they are doing; return how many there were.
 
@@ -268,6 +279,8 @@ class BaseServer:
         """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
         for listener in self._listeners:
             if str(listener.address) in self.shared:
+                assert self._loop is not None
+                self._loop.unwatch(listener.fileno())
                 continue
             if self._pauses:
                 return  # it goes on here when there is room again

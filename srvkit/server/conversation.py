@@ -20,6 +20,7 @@ from srvkit.net.address import display
 from srvkit.net.connection import (
     BAD_MESSAGE,
     CLOSED,
+    DONT_WAIT,
     EOF,
     ERROR,
     FIRST_BYTE_TIMEOUT,
@@ -31,16 +32,15 @@ from srvkit.net.connection import (
     WRITE_TIMEOUT,
     Connection,
     handshake_outcome,
+    wait_for,
 )
 from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.framing import hand_over, unasked
+from srvkit.net.readiness import WRITE
 from srvkit.net.tls import to_begin
 
 log = logging.getLogger("srvkit.server")
 
-# The timeout of each wait: the kernel's option, or an attribute of sockets that wait in their own way.
-RECEIVE = ("SO_RCVTIMEO", "receive_timeout")
-SEND = ("SO_SNDTIMEO", "send_timeout")
 CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
 ASK: Any = object()  # stands for a reply that is not known yet
 
@@ -116,8 +116,6 @@ class StreamLink:
     def converse(self) -> str:
         """Talk until the end and return the outcome. Raises what the handler raises."""
         try:
-            if self._limits is not None and self._limits.write_timeout:
-                self._set_timeout(SEND, self._limits.write_timeout)
             try:
                 return self._converse()
             except BaseException:
@@ -162,6 +160,8 @@ class StreamLink:
                 account.idle = False
                 account.waits += 1
             if not data:
+                if self._lost is not None:
+                    raise PeerGone(self._lost)  # to whoever else was sending
                 return self._ended()
             self.bytes_in += len(data)
             if account is not None:
@@ -299,10 +299,10 @@ class StreamLink:
             if self._lost is not None:
                 raise PeerGone(self._lost)
             try:
-                if self._answer_by:
-                    self._send_in_time(data)
-                else:
+                if self._account is None or self._limits is None:
                     self._socket.sendall(data)
+                else:
+                    self._send_in_time(data)
             except (BlockingIOError, TimeoutError):
                 late = self._answer_by and monotonic() >= self._answer_by
                 self._lost = REQUEST_TIMEOUT if late else WRITE_TIMEOUT
@@ -314,23 +314,36 @@ class StreamLink:
         raise PeerGone(self._lost)
 
     def _send_in_time(self, data: bytes) -> None:
-        """Send all by the time the replies must be out, however little the peer takes at a time."""
+        """Send all; the peer must go on taking something, and take all by the time the replies must be out.
+
+        Not by a timeout of the socket: each part that the kernel takes late would have one of its own.
+        """
         assert self._limits is not None
-        with memoryview(data) as rest:
+        sock = self._socket
+        try:
+            sent = sock.send(data, DONT_WAIT)
+        except BlockingIOError:
             sent = 0
+        if sent == len(data):
+            return
+        with memoryview(data) as rest:
             while sent < len(rest):
-                seconds = max(0.001, self._answer_by - monotonic())
-                if self._limits.write_timeout:
-                    seconds = min(seconds, self._limits.write_timeout)
-                self._set_timeout(SEND, seconds)
-                sent += self._socket.send(rest[sent:])
-                if sent < len(rest) and monotonic() >= self._answer_by:
-                    raise TimeoutError
-        self._set_timeout(SEND, self._limits.write_timeout)
+                seconds = self._limits.write_timeout or None
+                if self._answer_by:
+                    left = self._answer_by - monotonic()
+                    seconds = left if seconds is None else min(left, seconds)
+                wait_for(sock, WRITE, seconds)
+                try:
+                    sent += sock.send(rest[sent:], DONT_WAIT)
+                except BlockingIOError:
+                    pass  # others have filled it
 
     def _send_for_another(self, data: bytes) -> None:
-        with suppress(PeerGone):
+        try:
             self._send(data)
+        except PeerGone:
+            with suppress(OSError):  # gone already
+                self._socket.shutdown(socket.SHUT_RD)  # for whom the connection belongs to
 
     def _note_begin(self) -> None:
         if not self.handler.framing.buffered:
@@ -351,17 +364,16 @@ class StreamLink:
             if not seconds or remaining < seconds:
                 seconds, self._awaited = remaining, REQUEST_TIMEOUT
         if seconds != self._armed:
-            self._set_timeout(RECEIVE, seconds)
             self._armed = seconds
+            self._limit_receiving(seconds)
 
-    def _set_timeout(self, direction: tuple[str, str], seconds: float) -> None:
-        option, attribute = direction
+    def _limit_receiving(self, seconds: float) -> None:
         sock = self._socket
         # A timeout of the kernel saves a poll() for each read; only where recv() is the plain system call.
-        if type(sock).recv is socket.socket.recv and hasattr(socket, option):
-            sock.setsockopt(socket.SOL_SOCKET, getattr(socket, option), _timeval(seconds))
-        elif hasattr(sock, attribute):
-            setattr(sock, attribute, seconds or None)
+        if type(sock).recv is socket.socket.recv and hasattr(socket, "SO_RCVTIMEO"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+        elif hasattr(sock, "receive_timeout"):  # it waits in its own way
+            sock.receive_timeout = seconds or None
         else:
             sock.settimeout(seconds or None)
 

@@ -37,6 +37,24 @@ def in_thread(call, *arguments, **more):
 # ---- under load
 
 
+@pytest.mark.parametrize("model", ["threading", "event"])
+def test_who_connects_once_a_reload_is_answered_meets_the_new_configuration(model, managed):
+    """Workers that retire have left the queue by then."""
+    table = server(model, more="workers = 2")
+    managed.write(table)
+    managed.begin()
+    address = managed.address()
+    for turn in range(8):
+        word = b"one" if turn % 2 else b"two"
+        managed.write(table, TALK.replace('"one"', '"two"') if word == b"two" else TALK)
+        managed.reload()
+        words = set()
+        for _ in range(10):
+            with managed.talk(b"hello", address) as answers:
+                words.add(answers.readline().split()[1])
+        assert words == {word}
+
+
 def reload_under_load(managed, load, times, name="a"):
     """Reload one after the other while clients come; return the load, all of whose requests were answered."""
     address = managed.address(name)
