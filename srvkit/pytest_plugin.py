@@ -116,6 +116,7 @@ class LiveServer:
             sock.bind(str(self._folder / f"client-{len(self._open)}.sock"))  # or nobody could answer it
         sock.connect(self.address)
         name = repr(sock.getsockname())
+        self._observer.read()
         self._observer.ended.discard(name)  # an earlier client's, who had the same port
         self._names.add(name)
         return sock

@@ -196,6 +196,14 @@ def test_more_than_the_kernel_buffers_is_exchanged(srvkit_server):
     assert srvkit_server("echo").exchange(data) == data
 
 
+def test_many_clients_of_whom_nobody_was_asked_hide_no_end(srvkit_server):
+    server = srvkit_server(Silent, "serial", "udp")
+    sock = server.connect()
+    for _ in range(1000):
+        sock.send(b"x")
+    assert server.exchange(b"y") == b""
+
+
 def test_two_servers_have_two_addresses(srvkit_server):
     one, two = srvkit_server(Echo), srvkit_server(Echo, transport="unix")
     assert one.address[0] == "127.0.0.1"

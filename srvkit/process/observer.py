@@ -24,7 +24,8 @@ CHUNK = 65536  # bytes of one read
 class Observer:
     """Notes what handlers raise and whose requests have ended, also in forked children.
 
-    Whoever notes something sends a line; an exception from another process comes as a file besides.
+    Another process sends a line for each, and leaves exceptions as files; from this one an empty line
+    wakes up who waits. Lines are lost where nobody reads for hundreds of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,18 +48,22 @@ class Observer:
             self.errors.append(error)
         else:
             _leave(error, self._folder)
-        self._note("error")
+        self._send("")
 
     @hookimpl
     def srvkit_connection_close(self, client_address: Any) -> None:
-        self._note(repr(client_address))
+        name = repr(client_address)
+        if os.getpid() == self._pid:
+            self.ended.add(name)
+            name = ""
+        self._send(name)
 
     def read(self) -> None:
         """Take in what has happened so far, without waiting."""
         with contextlib.suppress(BlockingIOError):
             while data := self._news.recv(CHUNK):
                 *lines, self._partial = (self._partial + data).split(b"\n")
-                self.ended.update(line.decode() for line in lines)
+                self.ended.update(line.decode() for line in lines if line)
         for file in sorted(self._folder.glob("*.raised")):
             self.errors.append(pickle.loads(file.read_bytes()))
             file.unlink()
@@ -72,8 +77,8 @@ class Observer:
                 raise TimeoutError(f"the handler is not done after {timeout:g} s")
             self.read()
 
-    def _note(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # nobody has read for long, or the test is over
+    def _send(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # nobody has read for long, or the server is stopped
             self._pen.send(f"{line}\n".encode())
 
 
