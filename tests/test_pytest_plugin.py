@@ -197,7 +197,7 @@ def test_more_than_the_kernel_buffers_is_exchanged(srvkit_server):
 
 
 def test_many_clients_of_whom_nobody_was_asked_hide_no_end(srvkit_server):
-    server = srvkit_server(Silent, "serial", "udp")
+    server = srvkit_server(Silent, "serial", "unixgram")  # on which nothing is lost
     sock = server.connect()
     for _ in range(1000):
         sock.send(b"x")
