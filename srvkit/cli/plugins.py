@@ -34,20 +34,29 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Print the tables; raises PluginError or ConfigError for the first plugin that cannot be used."""
+    plugins = load(args.config)
+    print("\n".join(_tables(plugins)))
+    return 0
+
+
+def load(config: str | None) -> Plugins:
+    """Load the plugins of a configuration; None: of the one in this folder, or those installed.
+
+    What else is wrong in the configuration is a note.
+    """
     from srvkit.config import loader
     from srvkit.plugins.manager import make_manager
 
-    path = args.config or (DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None)
+    path = config or (DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None)
     if path is None:
         plugins = make_manager(folder=Path())
         plugins.notes.append(f"there is no {DEFAULT_CONFIG} here: these are the installed plugins only")
-    else:
-        config, problems = loader.read(path)
-        plugins = make_manager(config.srvkit.plugins, config.srvkit.block, Path(path).parent)
-        if problems:
-            plugins.notes.append(f"something is wrong in {path}: srvkit check {path} says what")
-    print("\n".join(_tables(plugins)))
-    return 0
+        return plugins
+    read, problems = loader.read(path)
+    plugins = make_manager(read.srvkit.plugins, read.srvkit.block, Path(path).parent)
+    if problems:
+        plugins.notes.append(f"something is wrong in {path}: srvkit check {path} says what")
+    return plugins
 
 
 def _tables(plugins: Plugins) -> Iterator[str]:
