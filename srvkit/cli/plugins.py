@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from srvkit.cli.run import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from srvkit.plugins.manager import Offer, Plugins
 
@@ -60,10 +60,16 @@ def load(config: str | None) -> Plugins:
 
 
 def _tables(plugins: Plugins) -> Iterator[str]:
-    yield from _table("HANDLERS", ("name", "kind", "from", ""), _handlers(plugins.handlers.values()))
-    yield from _table("CONCURRENCY MODELS", ("name", "runs", "from", ""), _models(plugins.models.values()))
-    yield from _table("FRAMINGS", ("name", "options", "from", ""), _framings(plugins.framings.values()))
-    yield from _table("HOOKS", ("name", "implemented by", ""), _hooks(plugins))
+    from srvkit.cli.layout import terminal_width
+
+    width = terminal_width()
+    for title, head, rows in (
+        ("HANDLERS", ("name", "kind", "from", ""), _handlers(plugins.handlers.values())),
+        ("CONCURRENCY MODELS", ("name", "runs", "from", ""), _models(plugins.models.values())),
+        ("FRAMINGS", ("name", "from", ""), _framings(plugins.framings.values())),
+        ("HOOKS", ("name", ""), _hooks(plugins)),
+    ):
+        yield from _table(title, head, [*rows], width)
     for note in plugins.notes:
         yield f"note: {note}"
 
@@ -72,9 +78,9 @@ def _handlers(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     from srvkit.server.handler import kind_of
 
     for offer in offers:
-        yield offer.name, kind_of(offer.thing), offer.plugin, _title(offer.thing)
-        if (options := getattr(offer.thing, "Options", None)) is not None:
-            yield "", "", "", f"options: {_options(options)}"
+        yield offer.name, kind_of(offer.thing), offer.plugin, title_of(offer.thing)
+        if options := options_of(getattr(offer.thing, "Options", None)):
+            yield "", "", "", options
 
 
 def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
@@ -82,55 +88,64 @@ def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
 
     for offer in offers:
         kinds = getattr(offer.thing, "handler_kinds", None)
-        yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, _title(offer.thing)
+        yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, title_of(offer.thing)
+        if options := options_of(getattr(offer.thing, "Options", None)):
+            yield "", "", "", options
         for package in missing_packages(offer.thing):
             yield "", "", "", f"{package.name} is not installed: pip install {package.install!r}"
 
 
 def _framings(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     for offer in offers:
-        yield offer.name, _options(offer.thing), offer.plugin, _title(offer.thing)
+        yield offer.name, offer.plugin, title_of(offer.thing)
+        if options := options_of(offer.thing):
+            yield "", "", options
 
 
 def _hooks(plugins: Plugins) -> Iterator[tuple[str, ...]]:
     from srvkit.plugins.manager import HOOKS
 
     for name, spec in HOOKS.items():
-        first, *others = plugins.implementers(name) or ["-"]
-        yield name, first, _title(spec)
-        for other in others:
-            yield "", other, ""
+        yield name, title_of(spec)
+        if implementers := plugins.implementers(name):
+            yield "", f"implemented by: {', '.join(implementers)}"
 
 
-def _options(declared: Any) -> str:
-    """Write the options that a class declares as they could stand in the configuration."""
+def options_of(declared: Any) -> str:
+    """Write the options that a class declares, with their defaults; "" where there are none."""
+    if declared is None:
+        return ""
     try:
         parameters = inspect.signature(declared).parameters.values()
     except (ValueError, TypeError):
         return ""
     named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    return ", ".join(_option(one.name, one.default) for one in named)
+    return f"options: {', '.join(map(_option, named))}" if named else ""
 
 
-def _option(name: str, default: Any) -> str:
+def _option(option: inspect.Parameter) -> str:
     from srvkit.config import toml
 
+    default = option.default
+    if default is option.empty:
+        return f"{option.name} (required)"
     if isinstance(default, bytes):
         default = default.decode("latin-1")
     plain = isinstance(default, (str, int, float, list, tuple, dict))
-    return f"{name} = {toml.literal(default)}" if plain else name
+    return f"{option.name} = {toml.literal(default)}" if plain else option.name
 
 
-def _title(thing: Any) -> str:
-    return next(iter((thing.__doc__ or "").strip().splitlines()), "")
+def title_of(thing: Any) -> str:
+    """Return what a class or hook is for: the first line of its docstring, without how it is used in code."""
+    first = next(iter((thing.__doc__ or "").strip().splitlines()), "")
+    return first.replace("; stands in front of a server class", "")
 
 
-def _table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    lines = [head, *rows]
-    if len(lines) == 1:
-        lines = [("none",) + ("",) * (len(head) - 1)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    yield title
-    for line in lines:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+def _table(
+    title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], width: int | None
+) -> Iterator[str]:
+    from srvkit.cli.layout import heading, table
+
+    yield heading(title)
+    yield from table([head, *rows], width) if rows else ("  none",)
     yield ""

@@ -150,7 +150,6 @@ def test_every_setting_is_there_with_type_documentation_and_default(made):
         if one.default:
             assert toml.value_of(one.default) == found[one.key]["default"]
         assert set(found[one.key]) & {"type", "anyOf"}, f"{one.key} has no type"
-        )
     assert {one.key for one in settings_table()} == set(found)
 
 
