@@ -79,7 +79,7 @@ def _handlers(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
 
     for offer in offers:
         yield offer.name, kind_of(offer.thing), offer.plugin, title_of(offer.thing)
-        if options := options_of(getattr(offer.thing, "Options", None)):
+        if options := _listed(getattr(offer.thing, "Options", None)):
             yield "", "", "", options
 
 
@@ -89,7 +89,7 @@ def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     for offer in offers:
         kinds = getattr(offer.thing, "handler_kinds", None)
         yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, title_of(offer.thing)
-        if options := options_of(getattr(offer.thing, "Options", None)):
+        if options := _listed(getattr(offer.thing, "Options", None)):
             yield "", "", "", options
         for package in missing_packages(offer.thing):
             yield "", "", "", f"{package.name} is not installed: pip install {package.install!r}"
@@ -98,7 +98,7 @@ def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
 def _framings(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     for offer in offers:
         yield offer.name, offer.plugin, title_of(offer.thing)
-        if options := options_of(offer.thing):
+        if options := _listed(offer.thing):
             yield "", "", options
 
 
@@ -111,16 +111,21 @@ def _hooks(plugins: Plugins) -> Iterator[tuple[str, ...]]:
             yield "", f"implemented by: {', '.join(implementers)}"
 
 
-def options_of(declared: Any) -> str:
-    """Write the options that a class declares, with their defaults; "" where there are none."""
+def options_of(declared: Any) -> dict[str, str]:
+    """Return the options that a class declares: "threads = 32" by its name."""
     if declared is None:
-        return ""
+        return {}
     try:
         parameters = inspect.signature(declared).parameters.values()
     except (ValueError, TypeError):
-        return ""
-    named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    return f"options: {', '.join(map(_option, named))}" if named else ""
+        return {}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {one.name: _option(one) for one in parameters if one.kind not in variable}
+
+
+def _listed(declared: Any) -> str:
+    options = options_of(declared)
+    return f"options: {', '.join(options.values())}" if options else ""
 
 
 def _option(option: inspect.Parameter) -> str:
