@@ -6,7 +6,6 @@ It finds and prints; what the settings say of themselves is in the settings clas
 from __future__ import annotations
 
 import argparse
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from srvkit.cli.run import DEFAULT_CONFIG
@@ -154,6 +153,8 @@ def _offer_or_refuse(
     config: str | None,
     width: int | None,
 ) -> Iterable[str]:
+    import difflib
+
     from srvkit.cli.plugins import load, options_of
     from srvkit.errors import ConfigError
 
