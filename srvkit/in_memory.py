@@ -1,7 +1,7 @@
 """Conversations with handlers in memory: no socket, no thread, no server.
 
-For tests that ask what a handler answers and not how it is served. Framings, limits and timeouts play
-no part; asyncio and sockets are not known here.
+For tests that ask what a handler answers and not how it is served. Limits and timeouts play no part;
+sockets are not known here.
 """
 
 from __future__ import annotations
@@ -27,22 +27,19 @@ def converse(
     client_address: Any = PEER,
     server: Any = None,
 ) -> Any:
-    """Run a handler in memory and return what it says: no socket, no thread.
+    """Run a handler in memory and return what it says: no connection, no thread.
 
     For a `MessageHandler` the list of its replies, as messages: what `connected` says, then the answers to
     each of `messages` and what it sends besides, until it closes. Framing is not applied, but a reply that
     the handler's framing cannot encode is an error as ever. For a datagram handler likewise the list
-    of datagrams that answer those of `messages`, a handler each. For any other blocking handler the
-    bytes it has written; each of `messages` is then what one `recv` finds, the end of the list that of
-    the stream.
+    of datagrams that answer those of `messages`, a handler each. For any other handler the bytes it has
+    written; each of `messages` is then what one `recv` finds, the end of the list that of the stream. An
+    `AsyncHandler` finds all of them arrived, and is awaited in a loop of its own.
 
-    `options` are the handler's, as in its table; `server` stands for the server, whose `startup` is not
-    called. Raises what the handler raises, ConfigError for wrong options, and TypeError for an
-    `AsyncHandler`: it needs a loop, so a server.
+    `options` are the handler's, as in its table; `server` stands for the server. The handler's `startup`
+    is not called. Raises what the handler raises, and ConfigError for wrong options.
     """
     kind = kind_of(handler)
-    if kind == "async":
-        raise TypeError(f"{handler.__name__} is a coroutine's handler and needs a loop: use srvkit_server")
     if server is None:
         server = SimpleNamespace(always_finish=True, reply_only_if_written=True)
     attributes = _options(handler, options)
@@ -50,7 +47,11 @@ def converse(
         return _exchange(handler, attributes, messages, client_address, server)
     if attributes:
         handler = type(handler.__name__, (handler,), {"__doc__": handler.__doc__, **attributes})
-    # By name as well: a handler may be built on the standard library's classes.
+    if kind == "async":
+        from srvkit.concurrency.unserved import run_unserved  # which imports asyncio
+
+        return run_unserved(handler(None, client_address, server), messages)
+    # By name: a handler may be built on the standard library's classes.
     if DatagramRequestHandler.__name__ in {base.__name__ for base in handler.__mro__}:
         answers: list[bytes] = []
         for message in messages:

@@ -398,8 +398,6 @@ def test_errors_and_wrong_options_are_raised():
         converse(Echo, [], options={"tmes": 1})
     with pytest.raises(ConfigError, match="there are no options here"):
         converse(Upper, [], options={"tmes": 1})
-    with pytest.raises(TypeError, match="use srvkit_server"):
-        converse(Coroutine, [])
 
 
 def test_replies_are_as_the_framing_can_send_them():
@@ -450,3 +448,44 @@ def test_datagrams_are_answered_in_memory():
             self.wfile.write(self.rfile.read().upper())
 
     assert converse(Upper, [b"one", b"", b"two"]) == [b"ONE", b"TWO"]
+
+
+class Dialogue(srvkit.AsyncHandler):
+    """Reads in every way, and waits."""
+
+    @dataclass
+    class Options:
+        greeting: str = "welcome"
+
+    async def handle(self):
+        import asyncio
+
+        self.writer.write(self.options.greeting.encode())
+        await self.writer.drain()
+        first = await self.reader.readline()
+        await asyncio.sleep(0)
+        self.writer.writelines([first.upper(), await self.reader.readexactly(2)])
+        async for line in self.reader:
+            self.writer.write(line)
+        self.writer.write(repr(self.writer.get_extra_info("peername")).encode())
+        self.writer.close()
+        await self.writer.wait_closed()
+        assert self.writer.is_closing()
+        self.writer.write(b"too late")
+
+
+def test_a_coroutine_is_awaited_in_memory():
+    address = ("192.0.2.1", 7)
+    written = converse(Dialogue, [b"one", b"\ntwo\nthree"], client_address=address)
+    assert written == b"welcomeONE\ntwo\nthree('192.0.2.1', 7)"
+    assert converse(Coroutine, [b"x" * 300_000]) == b"X" * 300_000
+    assert converse(Dialogue, [b"\n12"], options={"greeting": "hi"}).startswith(b"hi\n12")
+
+
+def test_what_a_coroutine_raises_is_raised():
+    class Failing(srvkit.AsyncHandler):
+        async def handle(self):
+            await self.reader.readexactly(5)
+
+    with pytest.raises(EOFError):
+        converse(Failing, [b"four"])

@@ -26,12 +26,14 @@ def srvkit_handlers():
 '''
 
 _TEST = '''\
-"""The handler {name}: what it answers, {served}."""
+"""The handler {name}: what it answers, in memory and served by every model."""
 
 import sys
 from pathlib import Path
 
-{import_tools}sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # srvkit.toml is there
+from srvkit.pytest_plugin import converse, srvkit_models
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # srvkit.toml is there
 
 from {folder}.{name} import {title}
 {tests}'''
@@ -57,13 +59,6 @@ def test_{name}_is_served_by_every_model(srvkit_server):
     assert server.exchange({sent}) == {sent}
 """
 
-_SERVED = """
-
-def test_{name}_answers(srvkit_server):
-    server = srvkit_server({title}, "{model}")
-    assert server.exchange({sent}) == {sent}
-"""
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -75,8 +70,8 @@ class Kind:
     model: str = "threading"
     scheme: str = "tcp"
     framing: str = ""  # imported from srvkit
-    message: str = 'b"hello"'  # what converse is given
-    answer: str = '[b"hello"]'
+    message: str = 'b"hello\\n"'  # what converse is given
+    answer: str = 'b"hello\\n"'
     sent: str = 'b"hello\\n"'  # what a client sends, and gets back
     talk: str = "nc 127.0.0.1 {port}"
 
@@ -89,21 +84,14 @@ class Kind:
 
     def test(self, name: str, title: str) -> str:
         """Return the text of the test's module."""
-        words = {"name": name, "title": title, "model": self.model, "sent": self.sent}
+        words = {"name": name, "title": title, "sent": self.sent}
         words |= {"message": self.message, "answer": self.answer}
         words["transport"] = "" if self.scheme == "tcp" else f', transport="{self.scheme}"'
-        if self.base == "AsyncHandler":
-            tools, served, tests = "", "served to a client", _SERVED
-        else:
-            tools = "from srvkit.pytest_plugin import converse, srvkit_models\n\n"
-            served, tests = "in memory and served by every model", _IN_MEMORY + _UNDER_EVERY_MODEL
         return _TEST.format(
             name=name,
             title=title,
             folder=FOLDER,
-            served=served,
-            import_tools=tools,
-            tests=tests.format(**words),
+            tests=(_IN_MEMORY + _UNDER_EVERY_MODEL).format(**words),
         )
 
     def table(self, name: str, port: int) -> str:
@@ -122,6 +110,8 @@ KINDS = {
     def handle_message(self, message):
         return message
 """,
+        message='b"hello"',
+        answer='[b"hello"]',
     ),
     "stream": Kind(
         base="StreamRequestHandler",
@@ -131,8 +121,6 @@ KINDS = {
         for line in self.rfile:
             self.wfile.write(line)
 """,
-        message='b"hello\\n"',
-        answer='b"hello\\n"',
     ),
     "datagram": Kind(
         base="DatagramRequestHandler",
@@ -143,6 +131,8 @@ KINDS = {
 """,
         model="serial",
         scheme="udp",
+        message='b"hello"',
+        answer='[b"hello"]',
         sent='b"hello"',
         talk="nc -u 127.0.0.1 {port}",
     ),
