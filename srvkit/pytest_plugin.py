@@ -126,7 +126,8 @@ class LiveServer:
 
         On streams: connect, send, end the sending side, read to the end. On datagrams: send one, return
         the replies (joined, if there are several) once the handler is done with it; b"" if it has none.
-        Raises what the handler raised meanwhile; TimeoutError when nothing moves for `timeout` seconds.
+        Raises what the handler raised meanwhile (under `forking` a RuntimeError in place of what cannot be
+        pickled); TimeoutError when nothing moves for `timeout` seconds.
         """
         with self.connect(timeout) as sock:
             name = repr(sock.getsockname())

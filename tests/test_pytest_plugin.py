@@ -154,6 +154,18 @@ def test_an_error_may_be_looked_at_and_forgiven(srvkit_server):
     server.errors.clear()
 
 
+def test_an_exception_that_cannot_leave_its_process_comes_as_one_that_names_it(srvkit_server):
+    class Unpicklable(Exception):
+        pass
+
+    class Failing(srvkit.MessageHandler):
+        def handle_message(self, message):
+            raise Unpicklable("of this test")
+
+    with pytest.raises(RuntimeError, match="Unpicklable: of this test"):
+        srvkit_server(Failing, "forking").exchange(b"x")
+
+
 def test_config_is_that_of_a_server_table(srvkit_server):
     server = srvkit_server(
         Echo,

@@ -85,6 +85,7 @@ COMPLETIONS = {
     "srvkit run o": ["one.toml"],
     "srvkit systemd --output ": ["run"],
     "srvkit run --set ": [],
+    "srvkit run --single --set a=b o": ["one.toml"],
 }
 
 

@@ -90,6 +90,8 @@ def test_names_that_the_templates_or_the_standard_library_use_are_no_obstacle(fo
     run("stream-request-handler", "--kind", "stream")
     run("select", "--kind", "datagram")
     run("async-handler", "--kind", "async")
+    assert "class LinesHandler(MessageHandler):" in (folder / "handlers" / "lines.py").read_text()
+    assert_good_style()
     passed = run_pytest()
     assert passed.returncode == 0, passed.stdout
 
@@ -104,6 +106,10 @@ def test_what_is_written_is_checked_and_in_good_style(folder, run, srvkit):
     for kind in new.KINDS:
         run(f"my-{kind}", "--kind", kind)
     assert srvkit("check").stdout == "srvkit.toml: 4 servers, nothing wrong\n"
+    assert_good_style()
+
+
+def assert_good_style() -> None:
     for settings in (["--isolated"], ["--config", str(ROOT / "pyproject.toml")]):
         for command in (["check"], ["format", "--check"]):
             done = subprocess.run(
