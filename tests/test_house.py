@@ -24,7 +24,10 @@ FLOORS = {
     "plugins": 4,
     "config": 5,
     "process": 6,
+    "in_memory": 6,
     "cli": 7,
+    "pytest_plugin": 7,
+    "pytest_entry": 8,
     "__main__": 8,
 }
 
@@ -38,6 +41,7 @@ DOORS = {
     "gevent": {"concurrency"},
     "uvloop": {"concurrency"},
     "socketserver": set(),
+    "pytest": {"pytest_plugin", "pytest_entry"},
     # forks resets what a child inherits; sources puts back what a plugin changed when it was imported.
     "signal": {"process", "cli", "concurrency/forks.py", "plugins/sources.py"},
 }

@@ -53,12 +53,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def status(args: argparse.Namespace) -> int:
     """Print the state of everything; raises NotRunning."""
+    from srvkit.cli.layout import wants_colours
     from srvkit.cli.status import status_lines
 
     answer = _ask(args, {"do": "status"})
     if args.json:
         return _print_json(answer)
-    _print_lines(status_lines(_good(answer), coloured=_wants_colours()))
+    _print_lines(status_lines(_good(answer), coloured=wants_colours()))
     return 0
 
 
@@ -162,12 +163,6 @@ def _print_lines(lines: list[str]) -> None:
     encoding = sys.stdout.encoding or "ascii"
     for line in lines:
         print(line.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _wants_colours() -> bool:
-    import os
-
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _seconds(text: str) -> float:

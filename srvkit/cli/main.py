@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from srvkit.cli import check, control, new, plugins, run, systemd
+from srvkit.cli import check, completion, control, explain, new, plugins, run, schema, systemd
 from srvkit.errors import SrvkitError
 
 STATUSES = """\
@@ -48,7 +48,7 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("-V", "--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, control, check, plugins, new, systemd):
+    for group in (run, control, check, plugins, explain, new, schema, systemd, completion):
         group.add_parser(subparsers)
     args = parser.parse_args(argv)
     status: int = args.run(args)

@@ -1,7 +1,6 @@
 """`srvkit new NAME`: a handler plugin, its test and its table in srvkit.toml, ready to run.
 
-It writes into the current folder and never over anything. What the handler may become is the
-author's business; the templates are kept as short as they can be.
+It writes into the current folder and never over anything. What it writes is in `templates`.
 """
 
 from __future__ import annotations
@@ -15,60 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from srvkit.cli.templates import Kind
+
 CONFIG = Path("srvkit.toml")
-FOLDER = "handlers"
 FIRST_PORT = 7007
-
-HANDLER = '''\
-"""{name}: what this handler is for."""
-
-from srvkit import Lines, MessageHandler, hookimpl
-
-
-class {title}(MessageHandler):
-    """Answer each line with the same line."""
-
-    framing = Lines()
-
-    def handle_message(self, message):
-        return message
-
-
-@hookimpl
-def srvkit_handlers():
-    return {{"{name}": {title}}}
-'''
-
-TEST = '''\
-"""The handler {name}, seen from a client."""
-
-import socket
-import sys
-from pathlib import Path
-
-import srvkit
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of srvkit.toml
-
-from {folder}.{name} import {title}
-
-
-def test_{name}_answers_each_line():
-    with (
-        srvkit.serve({title}, "tcp://127.0.0.1:0", concurrency="threading") as server,
-        socket.create_connection(server.address, timeout=10) as client,
-        client.makefile("rb") as replies,
-    ):
-        client.sendall(b"hello\\n")
-        assert replies.readline() == b"hello\\n"
-'''
-
-TABLE = """\
-[server.{name}]
-listen = "tcp://127.0.0.1:{port}"
-handler = "{name}"
-concurrency = "threading"
-"""
+KINDS = ("message", "stream", "datagram", "async")  # those of `templates`, which loads later
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -80,32 +30,40 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "all in the current folder. Nothing that exists is overwritten.",
     )
     parser.add_argument("name", metavar="NAME", help="the handler's name: letters, digits, - and _")
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="message",
+        help="message: whole messages (default); stream: files on a connection; datagram; async: a coroutine",
+    )
     parser.set_defaults(run=command)
 
 
 def command(args: argparse.Namespace) -> int:
     """Write the three, and say what to do next; raises ConfigError when something is in the way."""
+    from srvkit.cli import templates
     from srvkit.errors import ConfigError
 
-    name = _module_name(args.name)
-    title = "".join(part.capitalize() for part in name.split("_"))
-    if title in {"Lines", "MessageHandler"}:  # the template imports these
-        title += "Handler"
-    files = {Path(FOLDER, f"{name}.py"): HANDLER, Path("tests", f"test_{name}.py"): TEST}
+    kind, name = templates.KINDS[args.kind], _module_name(args.name)
+    title = _class_name(name)
+    files = {
+        Path(templates.FOLDER, f"{name}.py"): kind.handler(name, title),
+        Path("tests", f"test_{name}.py"): kind.test(name, title),
+    }
     for file in files:
         if file.exists() or file.is_symlink():
             raise ConfigError(f"{file} exists already: srvkit new overwrites nothing")
-    addition, port, listed = _addition(name)
+    addition, port, listed = _addition(name, kind)
     try:
-        for file, template in files.items():
+        for file, text in files.items():
             file.parent.mkdir(exist_ok=True)
             with file.open("x", encoding="utf-8") as out:
-                out.write(template.format(name=name, title=title, folder=FOLDER))
+                out.write(text)
         with CONFIG.open("a", encoding="utf-8") as out:
             out.write(addition)
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename}: {error.strerror}") from error
-    for line in _report(name, port, listed, [*map(str, files)]):
+    for line in _report(name, listed, [*map(str, files)], kind.talk.format(port=port)):
         print(line)
     return 0
 
@@ -125,8 +83,18 @@ def _module_name(wanted: str) -> str:
     return name
 
 
-def _addition(name: str) -> tuple[str, int, bool]:
+def _class_name(name: str) -> str:
+    from srvkit.cli.templates import TAKEN
+
+    title = "".join(part.capitalize() for part in name.split("_"))
+    if title.startswith("Test"):  # pytest would take the class for a test
+        title = f"My{title}"
+    return f"{title}Handler" if title in TAKEN else title
+
+
+def _addition(name: str, kind: Kind) -> tuple[str, int, bool]:
     """Return what to append to the configuration, the port in it, and whether the plugins are listed."""
+    from srvkit.cli.templates import FOLDER
     from srvkit.config import loader, toml
     from srvkit.errors import ConfigError, Problem
 
@@ -142,13 +110,12 @@ def _addition(name: str) -> tuple[str, int, bool]:
     port = FIRST_PORT
     while f":{port}" in text:
         port += 1
-    table = TABLE.format(name=name, port=port)
     addition = ("\n" if text and not text.endswith("\n") else "") + ("\n" if text.strip() else "")
     general = data.get("srvkit", {})
     if "srvkit" not in data:
         addition += f'[srvkit]\nplugins = ["{FOLDER}"]\n\n'
         general = {"plugins": [FOLDER]}
-    addition += table
+    addition += kind.table(name, port)
     try:
         toml.parse(text + addition)
     except toml.SyntaxProblem as error:
@@ -158,12 +125,16 @@ def _addition(name: str) -> tuple[str, int, bool]:
 
 
 def _lists_folder(general: object, name: str) -> bool:
+    from srvkit.cli.templates import FOLDER
+
     entries = general.get("plugins", []) if isinstance(general, dict) else []
     listed = {str(Path(entry)) for entry in entries if isinstance(entry, str)}
     return bool(listed & {FOLDER, f"{FOLDER}/{name}.py", f"{FOLDER}.{name}"})
 
 
-def _report(name: str, port: int, listed: bool, files: list[str]) -> Iterator[str]:
+def _report(name: str, listed: bool, files: list[str], talk: str) -> Iterator[str]:
+    from srvkit.cli.templates import FOLDER
+
     for file in files:
         yield f"wrote     {file}"
     yield f"appended  [server.{name}] to {CONFIG}"
@@ -171,4 +142,4 @@ def _report(name: str, port: int, listed: bool, files: list[str]) -> Iterator[st
         yield f'to do     add "{FOLDER}" to plugins of [srvkit] in {CONFIG}, or the handler is not found'
     yield f"test it   python -m pytest {files[1]}"
     yield f"run it    srvkit run {CONFIG}"
-    yield f"talk      nc 127.0.0.1 {port}   (type a line; it comes back)"
+    yield f"talk      {talk}   (type a line; it comes back)"

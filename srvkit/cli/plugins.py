@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from srvkit.cli.run import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from srvkit.plugins.manager import Offer, Plugins
 
@@ -34,27 +34,42 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Print the tables; raises PluginError or ConfigError for the first plugin that cannot be used."""
-    from srvkit.config import loader
-    from srvkit.plugins.manager import make_manager
-
-    path = args.config or (DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None)
-    if path is None:
-        plugins = make_manager(folder=Path())
-        plugins.notes.append(f"there is no {DEFAULT_CONFIG} here: these are the installed plugins only")
-    else:
-        config, problems = loader.read(path)
-        plugins = make_manager(config.srvkit.plugins, config.srvkit.block, Path(path).parent)
-        if problems:
-            plugins.notes.append(f"something is wrong in {path}: srvkit check {path} says what")
+    plugins = load(args.config)
     print("\n".join(_tables(plugins)))
     return 0
 
 
+def load(config: str | None) -> Plugins:
+    """Load the plugins of a configuration; None: of the one in this folder, or those installed.
+
+    What else is wrong in the configuration is a note.
+    """
+    from srvkit.config import loader
+    from srvkit.plugins.manager import make_manager
+
+    path = config or (DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None)
+    if path is None:
+        plugins = make_manager(folder=Path())
+        plugins.notes.append(f"there is no {DEFAULT_CONFIG} here: these are the installed plugins only")
+        return plugins
+    read, problems = loader.read(path)
+    plugins = make_manager(read.srvkit.plugins, read.srvkit.block, Path(path).parent)
+    if problems:
+        plugins.notes.append(f"something is wrong in {path}: srvkit check {path} says what")
+    return plugins
+
+
 def _tables(plugins: Plugins) -> Iterator[str]:
-    yield from _table("HANDLERS", ("name", "kind", "from", ""), _handlers(plugins.handlers.values()))
-    yield from _table("CONCURRENCY MODELS", ("name", "runs", "from", ""), _models(plugins.models.values()))
-    yield from _table("FRAMINGS", ("name", "options", "from", ""), _framings(plugins.framings.values()))
-    yield from _table("HOOKS", ("name", "implemented by", ""), _hooks(plugins))
+    from srvkit.cli.layout import terminal_width
+
+    width = terminal_width()
+    for title, head, rows in (
+        ("HANDLERS", ("name", "kind", "from", ""), _handlers(plugins.handlers.values())),
+        ("CONCURRENCY MODELS", ("name", "runs", "from", ""), _models(plugins.models.values())),
+        ("FRAMINGS", ("name", "from", ""), _framings(plugins.framings.values())),
+        ("HOOKS", ("name", ""), _hooks(plugins)),
+    ):
+        yield from _table(title, head, [*rows], width)
     for note in plugins.notes:
         yield f"note: {note}"
 
@@ -63,9 +78,9 @@ def _handlers(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     from srvkit.server.handler import kind_of
 
     for offer in offers:
-        yield offer.name, kind_of(offer.thing), offer.plugin, _title(offer.thing)
-        if (options := getattr(offer.thing, "Options", None)) is not None:
-            yield "", "", "", f"options: {_options(options)}"
+        yield offer.name, kind_of(offer.thing), offer.plugin, title_of(offer.thing)
+        if options := _listed(getattr(offer.thing, "Options", None)):
+            yield "", "", "", options
 
 
 def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
@@ -73,55 +88,69 @@ def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
 
     for offer in offers:
         kinds = getattr(offer.thing, "handler_kinds", None)
-        yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, _title(offer.thing)
+        yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, title_of(offer.thing)
+        if options := _listed(getattr(offer.thing, "Options", None)):
+            yield "", "", "", options
         for package in missing_packages(offer.thing):
             yield "", "", "", f"{package.name} is not installed: pip install {package.install!r}"
 
 
 def _framings(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     for offer in offers:
-        yield offer.name, _options(offer.thing), offer.plugin, _title(offer.thing)
+        yield offer.name, offer.plugin, title_of(offer.thing)
+        if options := _listed(offer.thing):
+            yield "", "", options
 
 
 def _hooks(plugins: Plugins) -> Iterator[tuple[str, ...]]:
     from srvkit.plugins.manager import HOOKS
 
     for name, spec in HOOKS.items():
-        first, *others = plugins.implementers(name) or ["-"]
-        yield name, first, _title(spec)
-        for other in others:
-            yield "", other, ""
+        yield name, title_of(spec)
+        if implementers := plugins.implementers(name):
+            yield "", f"implemented by: {', '.join(implementers)}"
 
 
-def _options(declared: Any) -> str:
-    """Write the options that a class declares as they could stand in the configuration."""
+def options_of(declared: Any) -> dict[str, str]:
+    """Return the options that a class declares: "threads = 32" by its name."""
+    if declared is None:
+        return {}
     try:
         parameters = inspect.signature(declared).parameters.values()
     except (ValueError, TypeError):
-        return ""
-    named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    return ", ".join(_option(one.name, one.default) for one in named)
+        return {}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {one.name: _option(one) for one in parameters if one.kind not in variable}
 
 
-def _option(name: str, default: Any) -> str:
+def _listed(declared: Any) -> str:
+    options = options_of(declared)
+    return f"options: {', '.join(options.values())}" if options else ""
+
+
+def _option(option: inspect.Parameter) -> str:
     from srvkit.config import toml
 
+    default = option.default
+    if default is option.empty:
+        return f"{option.name} (required)"
     if isinstance(default, bytes):
         default = default.decode("latin-1")
     plain = isinstance(default, (str, int, float, list, tuple, dict))
-    return f"{name} = {toml.literal(default)}" if plain else name
+    return f"{option.name} = {toml.literal(default)}" if plain else option.name
 
 
-def _title(thing: Any) -> str:
-    return next(iter((thing.__doc__ or "").strip().splitlines()), "")
+def title_of(thing: Any) -> str:
+    """Return what a class or hook is for: the first line of its docstring, without how it is used in code."""
+    first = next(iter((thing.__doc__ or "").strip().splitlines()), "")
+    return first.replace("; stands in front of a server class", "")
 
 
-def _table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    lines = [head, *rows]
-    if len(lines) == 1:
-        lines = [("none",) + ("",) * (len(head) - 1)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    yield title
-    for line in lines:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+def _table(
+    title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], width: int | None
+) -> Iterator[str]:
+    from srvkit.cli.layout import heading, table
+
+    yield heading(title)
+    yield from table([head, *rows], width) if rows else ("  none",)
     yield ""

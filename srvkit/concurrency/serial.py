@@ -4,9 +4,10 @@ from __future__ import annotations
 
 
 class SerialMixIn:
-    """Add nothing: a server without a mixin handles one request after the other.
+    """Handle one request after the other, as a server without a mixin does.
 
-    It stands for the word `serial` in the configuration and is left out of the composed class.
+    It adds nothing: it stands for the word `serial` in the configuration and is left out of the
+    composed class.
     """
 
     handler_kinds = frozenset({"blocking", "message"})

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _REQUIRED: Any = dataclasses.MISSING
-_SERVER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+SERVER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def convert(data: Mapping[str, Any], problems: Problems, path: Path | None = Non
             if not isinstance(entry, dict):
                 problems.add(key, f"expected a table [server.NAME], got {units.kind(entry)}")
                 continue
-            if not _SERVER_NAME.fullmatch(name):
+            if not SERVER_NAME.fullmatch(name):
                 problems.add(key, "the name of a server consists of letters, digits, '_', '-' and '.'")
             settings = _convert_table(ServerSettings, entry, key, problems)
             if settings is not None:

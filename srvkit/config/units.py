@@ -16,9 +16,9 @@ MOST_WORKERS = 1024
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(ms|s|m|h)")
-_SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB|)")
-_MODE = re.compile(r"0?[0-7]{3}")
+DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(ms|s|m|h)")
+SIZE = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB|)")
+MODE = re.compile(r"0?[0-7]{3}")
 _KINDS = {str: "a string", bool: "a boolean", int: "an integer", float: "a number"}
 
 
@@ -45,7 +45,7 @@ def duration(value: Any) -> float:
     """Return seconds from a number of seconds or "250ms", "30s", "5m", "1h"; never negative or endless."""
     seconds = math.nan
     if isinstance(value, str):
-        if match := _DURATION.fullmatch(value):
+        if match := DURATION.fullmatch(value):
             seconds = float(match[1]) * _SECONDS[match[2]]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         seconds = float(value) if abs(value) < 2**63 else math.nan
@@ -58,7 +58,7 @@ def duration(value: Any) -> float:
 
 def size(value: Any) -> int:
     """Return bytes from a number of bytes or "512B", "64KiB", "1MiB", "1GiB"; never negative."""
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+    if isinstance(value, str) and (match := SIZE.fullmatch(value)):
         return int(match[1]) * _BYTES[match[2]]
     if isinstance(value, int) and not isinstance(value, bool):
         if 0 <= value < 2**63:
@@ -78,7 +78,7 @@ def worker_count(value: Any) -> int:
 
 def file_mode(value: Any) -> str:
     """Return permissions in octal digits; a TOML integer 600 would be decimal, and is refused."""
-    if isinstance(value, str) and _MODE.fullmatch(value):
+    if isinstance(value, str) and MODE.fullmatch(value):
         return value
     raise ValueError(f'expected permissions as an octal string like "0600", got {shown(value)}')
 

@@ -148,15 +148,26 @@ def serve(
     `plugins` are folders, files and import names to load. Raises ConfigError, PluginError, ListenError,
     or whatever the handler's `startup` raises; then nothing is left open.
     """
+    settings["concurrency"] = dict(concurrency) if isinstance(concurrency, Mapping) else concurrency
+    return start(handler, addresses, settings, options=options, plugins=plugins)
+
+
+def start(
+    handler: type[Any] | str,
+    addresses: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+    observer: object = None,
+) -> EmbeddedServer:
+    """Start a server as `serve` does; `observer` is an object whose hook implementations watch it."""
     named = handler if isinstance(handler, str) else EMBEDDED
-    table = {
-        "listen": list(addresses),
-        "handler": {"name": named, **(options or {})},
-        "concurrency": dict(concurrency) if isinstance(concurrency, Mapping) else concurrency,
-        **settings,
-    }
+    table = {"listen": list(addresses), "handler": {"name": named, **(options or {})}, **settings}
     config, problems = loader.from_table({"server": {EMBEDDED: table}})
     loaded = make_manager(plugins)
+    if observer is not None:
+        loaded.pm.register(observer, "the observer")
     if not isinstance(handler, str):
         loaded.handlers[EMBEDDED] = Offer(EMBEDDED, handler, "the program")
     plans = compose(config, loaded, problems, load_certificates(config, problems))

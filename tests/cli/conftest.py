@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,33 @@ def srvkit(tmp_path: Path) -> Command:
             timeout=PATIENCE,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Callable[..., list[str]]:
+    """`terminal(80, "plugins")`: the lines that the command writes to a terminal of so many columns."""
+
+    def run(columns: int, *words: str) -> list[str]:
+        controller, screen = pty.openpty()
+        termios.tcsetwinsize(screen, (50, columns))
+        environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "srvkit", *words],
+            cwd=tmp_path,
+            env=environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
+            stdin=screen,
+            stdout=screen,
+            stderr=screen,
+        )
+        os.close(screen)
+        written = b""
+        with open(controller, "rb", buffering=0) as file, contextlib.suppress(OSError):  # how a pty ends
+            while data := file.read(65536):
+                written += data
+        assert process.wait(PATIENCE) == 0, written.decode()
+        return written.decode().replace("\r\n", "\n").splitlines()
 
     return run
 

@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 
 from srvkit.cli import new
+from srvkit.cli.templates import KINDS
 from srvkit.errors import ConfigError
 from srvkit.plugins.manager import make_manager
 
-New = Callable[[str], int]
+New = Callable[..., int]
+ROOT = Path(__file__).resolve().parents[2]
+# What a handler of the kind does with what it gets, and a fault to put in its place.
+BROKEN = {
+    "message": ("return message", "return b'other'"),
+    "stream": ("write(line)", "write(b'other')"),
+    "datagram": ("write(self.rfile.read())", "write(b'other')"),
+    "async": ("write(line)", "write(b'other')"),
+}
 
 
 @pytest.fixture
@@ -31,8 +40,8 @@ def run(folder: Path) -> New:
     parser = argparse.ArgumentParser()
     new.add_parser(parser.add_subparsers())
 
-    def run(name: str) -> int:
-        args = parser.parse_args(["new", name])
+    def run(*words: str) -> int:
+        args = parser.parse_args(["new", *words])
         return args.run(args)
 
     return run
@@ -64,18 +73,71 @@ def test_the_handler_is_offered_under_its_name(folder, run):
     assert offer.thing.__name__ == "AnsweringMachine"
 
 
-@pytest.mark.parametrize("name", ["answering-machine", "lines", "message_handler", "time"])
-def test_the_written_test_passes_and_fails_with_a_broken_handler(name, folder, run):
-    """Also under names that the handler's imports or the standard library use."""
-    run(name)
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    pytest_command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
-    passed = subprocess.run(pytest_command, env=env, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("kind", list(BROKEN))
+def test_the_written_test_passes_and_fails_with_a_broken_handler(kind, folder, run):
+    run("answering-machine", "--kind", kind)
+    passed = run_pytest()
     assert passed.returncode == 0, passed.stdout
-    handler = folder / "handlers" / f"{name.replace('-', '_')}.py"
-    handler.write_text(handler.read_text().replace("return message", "return b'other'"))
-    failed = subprocess.run(pytest_command, env=env, capture_output=True, text=True, timeout=60)
+    handler = folder / "handlers" / "answering_machine.py"
+    handler.write_text(handler.read_text().replace(*BROKEN[kind]))
+    failed = run_pytest()
     assert failed.returncode == 1, failed.stdout
+
+
+def test_names_that_the_templates_or_the_standard_library_use_are_no_obstacle(folder, run):
+    for name in ("lines", "message_handler", "time", "path", "testimony"):
+        run(name)
+    run("stream-request-handler", "--kind", "stream")
+    run("select", "--kind", "datagram")
+    run("async-handler", "--kind", "async")
+    assert "class LinesHandler(MessageHandler):" in (folder / "handlers" / "lines.py").read_text()
+    assert_good_style()
+    passed = run_pytest()
+    assert passed.returncode == 0, passed.stdout
+
+
+def run_pytest():
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_what_is_written_is_checked_and_in_good_style(folder, run, srvkit):
+    for kind in new.KINDS:
+        run(f"my-{kind}", "--kind", kind)
+    assert srvkit("check").stdout == "srvkit.toml: 4 servers, nothing wrong\n"
+    assert_good_style()
+
+
+def assert_good_style() -> None:
+    for settings in (["--isolated"], ["--config", str(ROOT / "pyproject.toml")]):
+        for command in (["check"], ["format", "--check"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "ruff", *command, "--no-cache", *settings, "."],
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "listen", "model", "talk"),
+    [
+        ("message", "tcp://127.0.0.1:7007", "threading", "nc 127.0.0.1 7007"),
+        ("stream", "tcp://127.0.0.1:7007", "threading", "nc 127.0.0.1 7007"),
+        ("datagram", "udp://127.0.0.1:7007", "serial", "nc -u 127.0.0.1 7007"),
+        ("async", "tcp://127.0.0.1:7007", "asyncio", "nc 127.0.0.1 7007"),
+    ],
+)
+def test_the_table_fits_the_kind(kind, listen, model, talk, folder, run, capsys):
+    run("first", "--kind", kind)
+    table = tomllib.loads((folder / "srvkit.toml").read_text())["server"]["first"]
+    assert table == {"listen": listen, "handler": "first", "concurrency": model}
+    assert f"talk      {talk} " in capsys.readouterr().out
+
+
+def test_the_kinds_of_the_command_line_are_those_of_the_templates():
+    assert list(new.KINDS) == list(KINDS)
 
 
 def test_a_second_handler_gets_a_table_and_a_port_of_its_own(folder, run):
@@ -142,5 +204,5 @@ def test_a_configuration_that_is_no_toml_is_left_alone(folder, run):
 )
 def test_a_name_that_cannot_be_a_plugins_is_refused(name, folder):
     with pytest.raises(ConfigError, match="cannot be a handler's name"):
-        new.command(argparse.Namespace(name=name))
+        new.command(argparse.Namespace(name=name, kind="message"))
     assert files_below(folder) == {}

@@ -69,8 +69,9 @@ def test_the_handlers_of_the_configurations_plugins_are_shown_with_kind_options_
     (folder / "other.toml").write_text('[srvkit]\nplugins = ["zoo"]\n')
     lines = run("other.toml")
     position = lines.index("parrot message zoo/bird.py Say it again.")
-    assert lines[position + 1] == "options: voice, times = 2"
-    assert "srvkit_error zoo/bird.py Watch an exception that a handler let escape." in lines
+    assert lines[position + 1] == "options: voice (required), times = 2"
+    position = lines.index("srvkit_error Watch an exception that a handler let escape.")
+    assert lines[position + 1] == "implemented by: zoo/bird.py"
 
 
 def test_the_configuration_of_the_current_folder_is_taken_by_itself(folder, run):
@@ -88,20 +89,45 @@ def test_models_are_shown_with_what_they_run(run):
     assert any(line.startswith("forking blocking, message srvkit") for line in run())
 
 
+def test_models_are_shown_with_their_options(run):
+    lines = run()
+    position = next(index for index, line in enumerate(lines) if line.startswith("pool "))
+    assert lines[position + 1] == "options: threads = 32"
+
+
 def test_framings_are_shown_with_their_options(run):
-    assert any(line.startswith("length-prefix size") and " srvkit " in line for line in run())
+    lines = run()
+    position = next(index for index, line in enumerate(lines) if line.startswith("delimiter srvkit Messages"))
+    assert lines[position + 1] == "options: delimiter (required), max_message"
 
 
 def test_a_hook_that_nobody_implements_is_shown_too(run):
-    assert any(line.startswith("srvkit_verify_request - Refuse") for line in run())
+    lines = run()
+    position = next(
+        index for index, line in enumerate(lines) if line.startswith("srvkit_verify_request Refuse")
+    )
+    assert lines[position + 1].startswith("srvkit_connection_open Watch")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_text_wraps_at_the_terminals_width_and_under_itself(columns, folder, terminal):
+    (folder / "srvkit.toml").write_text('[srvkit]\nplugins = ["zoo"]\n')
+    lines = terminal(columns, "plugins")
+    assert "\x1b[1mHANDLERS\x1b[0m" in lines
+    assert max(map(len, lines)) <= columns
+    begin = next(index for index, line in enumerate(lines) if line.startswith("  time "))
+    column = lines[begin].index("Tell")
+    assert lines[begin + 1][:column].isspace() or columns > 80
+    assert "00:00 UTC in four bytes" in " ".join(" ".join(lines[begin : begin + 3]).split())
 
 
 def test_columns_are_aligned(run, folder, capsys):
     plugins.command(argparse.Namespace(config=None))
     out = capsys.readouterr().out.splitlines()
-    table = out[out.index("FRAMINGS") + 1 :][:7]
+    table = out[out.index("CONCURRENCY MODELS") + 1 :][:3]
     column = table[0].index("from")
-    assert len(table) == 7
+    table = [table[0], *(line for line in table if "options:" not in line)]
+    assert len(table) == 3
     assert all(line[column - 1] == " " and line[column] != " " for line in table)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from srvkit.plugins.manager import make_manager
+from srvkit.pytest_plugin import converse, srvkit_models
 
 PEER = ("127.0.0.1", 9)
 
@@ -51,28 +52,25 @@ def test_the_folder_holds_these(handlers):
 
 
 def test_echo_returns_what_it_gets(handlers):
-    echo = handlers["echo"]()
-    assert echo.framing.feed(b"a\r\n\0") == [b"a\r\n\0"]
-    assert echo.handle_message(b"a\r\n\0") == b"a\r\n\0"
+    assert converse(handlers["echo"], [b"a\r\n\0"]) == [b"a\r\n\0"]
+
+
+@srvkit_models("echo")
+def test_echo_is_served_by_every_model(srvkit_server):
+    assert srvkit_server("echo").exchange(b"a\r\n\0") == b"a\r\n\0"
 
 
 def test_discard_answers_nothing(handlers):
-    discard = handlers["discard"]()
-    assert discard.handle_message(b"anything") is None
-    assert discard.link.sent == []
+    assert converse(handlers["discard"], [b"anything"]) == []
 
 
 def test_shout_answers_each_line_in_capitals(handlers):
-    shout = handlers["shout"]()
-    assert [shout.handle_message(line) for line in shout.framing.feed(b"one\ntwo\n")] == [b"ONE", b"TWO"]
+    assert converse(handlers["shout"], [b"one", b"two"]) == [b"ONE", b"TWO"]
 
 
 @pytest.mark.parametrize("name", ["daytime", "time"])
 def test_the_clocks_answer_a_stream_at_once_and_close_it(name, handlers):
-    clock = handlers[name]()
-    clock.connected()
-    assert len(clock.link.sent) == 1
-    assert clock.link.closed
+    assert len(converse(handlers[name], [b"never read"])) == 1
 
 
 @pytest.mark.parametrize("name", ["daytime", "time"])

@@ -1,0 +1,4 @@
+"""What pytest loads in every project where srvkit is installed; installed as the package `srvkit_pytest`.
+
+Must not know srvkit before a test asks for it: it stands outside the package, whose import it would be.
+"""
