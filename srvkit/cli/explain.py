@@ -141,7 +141,13 @@ def _quantity(kind: str, value: float) -> str:
 
 
 def _example(one: SettingDoc) -> str:
-    examples = {"listen": '"tcp://127.0.0.1:7007"', "handler": '"echo"', "framing": '"lines"'}
+    examples = {
+        "listen": '"tcp://127.0.0.1:7007"',
+        "handler": '"echo"',
+        "framing": '"lines"',
+        "names": '["mail.example.org"]',
+        "cert": '"tls/cert.pem"',
+    }
     name = one.key.rpartition(".")[2]
     return examples.get(name) or one.default or '"…"'
 

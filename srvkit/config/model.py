@@ -179,7 +179,7 @@ def _documented(declared: Any, table: str) -> Iterator[SettingDoc]:
         shown = "" if default in (None, _REQUIRED) else _default_text(wanted, default)
         yield SettingDoc(key, _type_text(wanted), shown, one.metadata["doc"], default is _REQUIRED)
         if get_origin(wanted) is list and dataclasses.is_dataclass(get_args(wanted)[0]):
-            yield from _documented(get_args(wanted)[0], key)
+            yield from _documented(get_args(wanted)[0], f"{key}[]")
 
 
 def _type_text(wanted: Any) -> str:

@@ -259,7 +259,10 @@ class SupervisedWorker(Worker):
         if do == "retire":
             self._server.shared = frozenset(message["shared"])
             self.stop(message["timeout"])
-            self._server.when_closed(lambda: self._loop.call_soon(self._tell_closed))
+            if self._runs_in_loop:  # a handler may have the loop for long, and nothing is accepted meanwhile
+                self._tell_closed()
+            else:
+                self._server.when_closed(lambda: self._loop.call_soon(self._tell_closed))
         elif do == "stop":
             self.stop(message["timeout"])
         elif do == "cut":

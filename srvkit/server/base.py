@@ -91,6 +91,7 @@ class BaseServer:
     _may_gather = False
     taking_requests = False  # whether further requests may follow before requests_taken() is called
     _more = False  # whether another request may be waiting at the listener being drained
+    _takes_the_rest = False  # whether what is taken is what waited when the server was told to drain
     _failures = 0  # to get a request, in a row
     _last_complaint = 0.0
     _complaints_held_back = 0
@@ -284,7 +285,9 @@ class BaseServer:
                 continue
             if self._pauses:
                 return  # it goes on here when there is room again
+            self._takes_the_rest = True
             self._taker(listener)()
+            self._takes_the_rest = False
             if self._more:  # a burst of many, or no room
                 assert self._loop is not None
                 self._loop.call_later(0, self._take_the_rest)
@@ -519,7 +522,11 @@ class BaseServer:
             self.requests_taken()
 
     def _takes_no_more(self) -> bool:
-        return self.__shutdown_request or bool(self._pauses)
+        return (
+            self.__shutdown_request
+            or bool(self._pauses)
+            or (self.draining and not self._takes_the_rest)  # told to while the handler of one was at work
+        )
 
     def requests_taken(self) -> None:
         """Do what is to be done once for all requests of a burst. May be extended."""

@@ -135,6 +135,8 @@ def leaves(table: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
             found |= leaves(one, f"{key}.{name}")
         else:
             found[f"{key}.{name}"] = one
+            if "properties" in one.get("items", {}):
+                found |= leaves(one["items"], f"{key}.{name}[]")
     return found
 
 

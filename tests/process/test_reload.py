@@ -38,7 +38,7 @@ def in_thread(call, *arguments, **more):
 
 
 @pytest.mark.parametrize("model", ["threading", "event"])
-def test_who_connects_once_a_reload_is_answered_meets_the_new_configuration(model, managed):
+def test_who_connects_once_a_reload_is_answered_meets_the_new_configuration(model, managed, talking):
     """Workers that retire have left the queue by then."""
     table = server(model, more="workers = 2")
     managed.write(table)
@@ -46,7 +46,7 @@ def test_who_connects_once_a_reload_is_answered_meets_the_new_configuration(mode
     address = managed.address()
     for turn in range(8):
         word = b"one" if turn % 2 else b"two"
-        managed.write(table, TALK.replace('"one"', '"two"') if word == b"two" else TALK)
+        managed.write(table, talking.replace('b"one"', f"{word!r}"))
         managed.reload()
         words = set()
         for _ in range(10):
@@ -294,7 +294,7 @@ def test_what_is_broken_changes_nothing_and_is_said_to_whoever_asked(kind, manag
     assert re.search(said, done.stderr), done.stderr
     assert all(line.startswith("srvkit: ") for line in done.stderr.splitlines())
     for line in done.stderr.splitlines():
-        assert line.removeprefix("srvkit: ") in managed.program.log
+        managed.program.wait_for(re.escape(line.removeprefix("srvkit: ")))
     status = managed.ask(do="status")
     assert status["generation"] == 1
     assert status["last_reload"]["ok"] is False
