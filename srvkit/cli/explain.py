@@ -149,7 +149,7 @@ def _example(one: SettingDoc) -> str:
         "cert": '"tls/cert.pem"',
     }
     name = one.key.rpartition(".")[2]
-    return examples.get(name) or one.default or '"…"'
+    return one.default or examples.get(name) or '"…"'
 
 
 def _offer_or_refuse(
