@@ -134,8 +134,10 @@ class BaseServer:
         `service_actions` is overridden: it is then called at least that often. Ignores `timeout`.
         Raises OSError when the listening socket is broken.
         """
-        self.__is_shut_down.clear()
+        # In this order, and at the end in the reverse: a signal handler that calls shutdown() anywhere in
+        # between would wait for its own thread.
         self._loop_thread = threading.get_ident()
+        self.__is_shut_down.clear()
         try:
             if self.__shutdown_request:
                 return
@@ -147,9 +149,9 @@ class BaseServer:
                     self._serve(self._loop, poll_interval)
         finally:
             self._loop = None
-            self._loop_thread = None
             self.__shutdown_request = False
             self.__is_shut_down.set()
+            self._loop_thread = None
 
     def use_loop(self, loop: Readiness) -> None:
         """Serve in this loop, with whatever else is watched there, and not in one of the server's own.
