@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from srvkit.config.certificates import load_certificates
+from srvkit.config.certificates import load_certificates, notes_on
 from srvkit.config.compose import Plan, compose
 from srvkit.config.model import Config, Problems
 from srvkit.errors import PluginError
@@ -44,4 +44,5 @@ def assemble(
             problems.raise_if_any()
         raise
     problems.raise_if_any()
+    plugins.notes += notes_on(certificates)
     return Assembled(config, plugins, plans)

@@ -5,7 +5,7 @@ Whatever is wrong with them is a problem of the file. What they are used for is 
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,6 @@ from srvkit.config.model import Config, Problems
 from srvkit.config.toml import Key
 from srvkit.net import tls
 from srvkit.net.tls import ServerTls
-
-log = logging.getLogger("srvkit.config")
 
 
 def load_certificates(config: Config, problems: Problems) -> dict[str, ServerTls]:
@@ -28,6 +26,12 @@ def load_certificates(config: Config, problems: Problems) -> dict[str, ServerTls
         if loaded is not None:
             found[name] = loaded
     return found
+
+
+def notes_on(certificates: Mapping[str, ServerTls]) -> list[str]:
+    """Return a line for each certificate that clients do not accept, or soon will not any more."""
+    found = {name: tls.validity(loaded) for name, loaded in certificates.items()}
+    return [f"server.{name}.tls.cert: {why}" for name, why in found.items() if why]
 
 
 def _report(problems: Problems, table: Key, place: Key, message: str) -> None:
