@@ -428,7 +428,7 @@ class EventLink:
             self._reading = True
             self._wait_for(self._readable, READ)
             self._put_off()
-        if self._request.pending:
+        if getattr(self._request, "pending", False):
             self._read_on_later()
         if not self._handler.framing.buffered:
             self._began = 0.0

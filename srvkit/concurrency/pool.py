@@ -167,7 +167,9 @@ class PooledLink(EventLink):
 
     def _has_more(self) -> bool:
         """Whether there is something to do that no event of the socket will tell of."""
-        return not (self._unsent or self.ended) and (self._work is not None or self._request.pending)
+        return not (self._unsent or self.ended) and (
+            self._work is not None or getattr(self._request, "pending", False)
+        )
 
     def _secure(self) -> None:
         # It stays busy, and nobody is armed, until the handshake is over.
