@@ -90,13 +90,13 @@ class ForkingMixIn(Steps):
         return self._signal_children(signal.SIGKILL)
 
     def cut_request(self, request: Any) -> bool:
-        """Kill the child that handles this request; return False where there is none."""
+        """Kill the child that handles this request, or end one that has none yet; False where that fails."""
         for pid, one in list((self._requests_of_children or {}).items()):
             if one is request:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still the child's
                 return True
-        return False
+        return super().cut_request(request)
 
     def _signal_children(self, number: int) -> int:
         children = list(self.active_children or ())

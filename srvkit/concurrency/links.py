@@ -303,6 +303,9 @@ class EventLink:
     def _go_on_later(self) -> None:
         self._loop.call_soon(partial(self._enter, self._go_on))
 
+    def _read_on_later(self) -> None:
+        self._loop.call_soon(partial(self._enter, self._readable))
+
     def _batch(
         self,
         framing: Any,
@@ -442,7 +445,7 @@ class EventLink:
             self._wait_for(self._readable, READ)
             self._put_off()
         if getattr(self._request, "pending", False):
-            self._loop.call_soon(partial(self._enter, self._readable))
+            self._read_on_later()
         if not self._handler.framing.buffered:
             self._began = 0.0
             if self._server.draining:

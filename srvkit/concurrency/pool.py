@@ -155,15 +155,21 @@ class PooledLink(EventLink):
                 self._attempt(self._last_words)
                 continue
             with self._lock:
-                if not self.ended and not self._outside and not (self._work and not self._unsent):
+                if not (self.ended or self._outside or self._has_more()):
                     self._busy = False
                     if self._unsent:
                         self._wait_for(self._writable, WRITE)
                     else:
                         self._wait_for(self._readable, READ)
                     return
-            if self._work is not None and not self._unsent:
-                self._attempt(self._go_on)
+            if self._has_more():
+                self._attempt(self._readable if self._work is None else self._go_on)
+
+    def _has_more(self) -> bool:
+        """Whether there is something to do that no event of the socket will tell of."""
+        return not (self._unsent or self.ended) and (
+            self._work is not None or getattr(self._request, "pending", False)
+        )
 
     def _secure(self) -> None:
         # It stays busy, and nobody is armed, until the handshake is over.
@@ -186,6 +192,9 @@ class PooledLink(EventLink):
 
     def _go_on_later(self) -> None:
         """Nothing: the thread goes on by itself."""
+
+    def _read_on_later(self) -> None:
+        """Nothing: the thread reads on before it arms the link again."""
 
     def _put_off(self) -> None:
         self._loop.call_soon(super()._put_off)

@@ -226,7 +226,7 @@ class TaskLink(HandlerTask):
     def begin(self) -> None:
         super().begin()
         self._loop.watch(self._request.fileno(), self._readable)
-        if getattr(self._request, "pending", False):
+        if getattr(self._request, "pending", False):  # a plain socket where a program has made the server
             self._readable()
         server = self._server
         if server.first_look:

@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -49,6 +50,7 @@ class TlsConnection(Connection):
     _encrypted = b""  # what the kernel has not taken yet
     _is_drained = False  # whether the last read has taken all that had come
     _promised = 0  # how many bytes of the next send() are in that
+    _is_over = False  # whether the stream has ended, announced or not
 
     # ---- the handshake
 
@@ -88,6 +90,8 @@ class TlsConnection(Connection):
                     return 0
                 if not self._fill(RECORD):
                     return READ
+                if self._is_over:
+                    raise TlsError("the client ended it")
 
     def wait_for_handshake(self, seconds: float) -> None:
         """Take the handshake to its end, waiting at most so long (0: without end) in all.
@@ -183,16 +187,18 @@ class TlsConnection(Connection):
                 try:
                     piece = self._tls.read(min(left, RECORD))
                 except ssl.SSLWantReadError:
+                    if self._is_over:
+                        return self._at_end(pieces)
                     if pieces or not self._fill(max(RECORD, size - RECORD - OVERHEAD)):
                         self._is_drained = True
                         break
                     continue
                 if not piece:
-                    return b"".join(pieces)
+                    return self._at_end(pieces)
                 pieces.append(piece)
                 left -= len(piece)
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return b"".join(pieces)
+        except ssl.SSLZeroReturnError:
+            return self._at_end(pieces)
         except ssl.SSLError:
             if not pieces:
                 self._flush()
@@ -203,6 +209,13 @@ class TlsConnection(Connection):
             return None if left else b""
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def _at_end(self, pieces: list[bytes]) -> bytes:
+        if pieces:
+            # The end came together with these: the kernel has nothing left that a poll would tell of.
+            with suppress(OSError):  # gone already
+                super().shutdown(socket.SHUT_RD)
+        return b"".join(pieces)
+
     def _fill(self, size: int) -> bool:
         try:
             data = _recv(self, size, DONT_WAIT)
@@ -211,7 +224,9 @@ class TlsConnection(Connection):
         if data:
             self._incoming.write(data)
         else:
-            self._incoming.write_eof()
+            # OpenSSL is not told: to an end that was not announced it answers with an alert that forbids
+            # every further word, the reply to what came before included.
+            self._is_over = True
         return True
 
     # ---- writing

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.contracts import Board, Rows, Steps, passes_datagrams
-from srvkit.net.connection import CLOSED, ERROR, unmapped
+from srvkit.net.connection import CLOSED, ERROR, REFUSED, unmapped
 
 
 @dataclass(slots=True)
@@ -176,7 +176,10 @@ class ForkedAccountsMixIn(AccountsMixIn):
         if os.getpid() != self._pid:
             self.rows.write(row, *_account(request))
             return
-        outcome, bytes_in, bytes_out = self.rows.give_back(row) or (ERROR, 0, 0)
+        left = self.rows.give_back(row)
+        if left is None and getattr(request, "outcome", None) == REFUSED:  # there was no process for it
+            left = REFUSED, 0, 0
+        outcome, bytes_in, bytes_out = left or (ERROR, 0, 0)
         if outcome == ERROR:
             self.board.failed()
         self.board.ended(outcome, bytes_in, bytes_out)

@@ -93,6 +93,7 @@ class BaseServer:
     _more = False  # whether another request may be waiting at the listener being drained
     _takes_the_rest = False  # whether what is taken is what waited when the server was told to drain
     _failures = 0  # to get a request, in a row
+    _shortage: BaseException | None = None  # because of which accepting was paused last
     _last_complaint = 0.0
     _complaints_held_back = 0
 
@@ -371,8 +372,12 @@ class BaseServer:
         """Have a verified request handled, whatever comes of it. May be extended, to do so later."""
         try:
             self.process_request(request, client_address)
-        except Exception:
-            self.handle_error(request, client_address)
+        except Exception as error:
+            if error is self._shortage:  # which was said already
+                self._shortage = None
+                self._mark_refused(request)
+            else:
+                self.handle_error(request, client_address)
             self.shutdown_request(request)
         except BaseException:
             self.shutdown_request(request)
@@ -397,9 +402,12 @@ class BaseServer:
 
     def refuse_request(self, request: Any) -> None:
         """End a request that is not to be handled."""
+        self._mark_refused(request)
+        self.shutdown_request(request)
+
+    def _mark_refused(self, request: Any) -> None:
         if self.limits is not None and not isinstance(request, tuple):
             request.outcome = outcomes.REFUSED
-        self.shutdown_request(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle the request here and now; the mixins override it to do so elsewhere."""
@@ -572,6 +580,7 @@ class BaseServer:
         Logs at most one line a second. Without a loop (`handle_request`) it only logs.
         """
         self._more = False
+        self._shortage = error
         delay = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10))
         self._failures += 1
         now = monotonic()
@@ -583,7 +592,11 @@ class BaseServer:
             self._complaints_held_back += 1
         if self._loop is not None:
             self.pause_accepting("a shortage")
-            self._loop.call_later(delay, lambda: self.resume_accepting("a shortage"))
+            self._loop.call_later(delay, self._try_again)
+
+    def _try_again(self) -> None:
+        self.resume_accepting("a shortage")
+        self.requests_taken()  # some may still be without what ran out
 
     def _name(self) -> str:
         return self.name or type(self).__name__
