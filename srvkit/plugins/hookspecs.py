@@ -99,10 +99,10 @@ def srvkit_verify_request(server: Any, request: Any, client_address: Any) -> boo
     """Refuse a connection or a datagram by returning False; anything else is no objection.
 
     Called in the thread of the server's loop, for every connection, before any thread, child or
-    task exists for it: it must not block. Behind a proxy that speaks the PROXY protocol it is called when
-    the header has come, with the address it names; with TLS, before the handshake. `request` is the connection's socket, or on datagrams the
-    pair of data and socket; nothing may be read from it. All implementations are asked. An
-    exception refuses, and is reported as an error of the server.
+    task exists for it: it must not block. Behind a proxy that speaks the PROXY protocol it is called
+    when the header has come, with the address it names; with TLS, before the handshake. `request` is
+    the connection's socket, or on datagrams the pair of data and socket; nothing may be read from it.
+    All implementations are asked. An exception refuses, and is reported as an error of the server.
     """
 
 
