@@ -68,7 +68,7 @@ class ThresholdMixIn(Steps):
     def loop_ends(self, loop: Any) -> None:
         """Turn away whoever still waits. May be extended."""
         for one in list(self.waiting):
-            one.fail(STOPPED, None)
+            one.end(STOPPED, None)
         super().loop_ends(loop)
 
     def begin_drain(self, patience: float = 0.0) -> None:
@@ -79,7 +79,7 @@ class ThresholdMixIn(Steps):
 
     def _turn_away(self) -> None:
         for one in list(self.waiting):
-            one.fail(STOPPED, None)
+            one.end(STOPPED, None)
 
     def leave_to_parent(self, request: Any) -> None:
         """Close, in a forked child, the connections that wait for something else. May be extended."""
@@ -185,12 +185,12 @@ class Waiting:
         if self._busy:
             self._server._waits_until.put(self, monotonic() + BUSY_AGAIN)
         elif monotonic() >= self._deadline:
-            self.fail(self.late, None)
+            self.end(self.late, None)
         else:
             self._server._waits_until.put(self, self._deadline)
 
-    def fail(self, outcome: str, error: Exception | None) -> None:
-        """End the waiting; in the loop's thread."""
+    def end(self, outcome: str, error: Exception | None) -> None:
+        """Hand the connection back, with an outcome where it has failed; in the loop's thread."""
         if self._over:
             return
         self._over = True
@@ -220,10 +220,10 @@ class Waiting:
             outcome, error = RESET, gone
         except ValueError:  # the descriptor is closed: the server has been cut
             outcome = STOPPED
-        self._finished(outcome, error)
+        self._step_taken(outcome, error)
 
-    def _finished(self, outcome: str, error: Exception | None) -> None:
-        self.fail(outcome, error)
+    def _step_taken(self, outcome: str, error: Exception | None) -> None:
+        self.end(outcome, error)
 
 
 class HeaderAwaited(Waiting):
@@ -266,5 +266,5 @@ class HandshakeAwaited(Waiting):
             self._busy = True
             self._server.run_step(self._take_step)
 
-    def _finished(self, outcome: str, error: Exception | None) -> None:
-        self._loop.call_soon(partial(self.fail, outcome, error))
+    def _step_taken(self, outcome: str, error: Exception | None) -> None:
+        self._loop.call_soon(partial(self.end, outcome, error))
