@@ -193,7 +193,9 @@ def ask(sock: socket.socket, question: bytes) -> bytes:
     sock.sendall(question + b"\n")
     answer = b""
     while not answer.endswith(b"\n"):
-        answer += sock.recv(1)
+        received = sock.recv(1)
+        assert received, f"the server has hung up after {answer!r}"
+        answer += received
     return answer
 
 
