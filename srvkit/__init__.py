@@ -1,17 +1,34 @@
-"""Serve a socket: handlers in the style of the standard library, under any concurrency model.
+"""Serve sockets: handlers in the style of the standard library, under any concurrency model.
 
 `import srvkit as socketserver` keeps existing programs running. For new ones subclass
-`MessageHandler`, name it in srvkit.toml, and `srvkit run srvkit.toml`.
+`MessageHandler`, name it in srvkit.toml, and `srvkit run srvkit.toml`. What there is:
+
+    handlers    MessageHandler (whole messages, every model), StreamRequestHandler, DatagramRequestHandler,
+                BaseRequestHandler (do their own reading and writing), AsyncHandler (coroutines)
+    framings    Lines, Delimiter, LengthPrefix, Netstring, FixedSize, Raw; Framing to write one
+    plugins     hookimpl marks what a plugin offers; the hooks are in srvkit.plugins.hookspecs
+    embedding   serve(Handler, "tcp://127.0.0.1:0") runs a server inside a program
+    servers     TCPServer, UDPServer, UnixStreamServer, UnixDatagramServer, on BaseServer
+    models      mixins in front of them: ThreadingMixIn, ThreadPoolMixIn, ForkingMixIn, EventMixIn,
+                TaskMixIn (asyncio), GreenletMixIn (gevent); pairs ready made: ThreadingTCPServer, ...
+    errors      ConfigError, which lists everything that is wrong with a configuration
+    testing     srvkit.pytest_plugin: converse, srvkit_models, and the fixture srvkit_server
+
+    class Shout(MessageHandler):
+        framing = Lines()
+
+        def handle_message(self, message):
+            return message.upper()
 
 The house, bottom up; a floor imports only from those below it:
 
     errors, contracts        what can go wrong; what one floor promises another
-    net                      sockets and bytes: addresses, listeners, connections, framings
+    net                      sockets and bytes: addresses, listeners, connections, framings, TLS
     server | concurrency     the life of one connection | how many at once; they meet in a class statement
     plugins                  what others may add
     config                   from TOML text to a server class
-    process                  operating-system processes: start, watch, stop
-    cli                      the commands
+    process                  operating-system processes: start, watch, replace, stop
+    cli, pytest_plugin       the commands; fixtures for tests of handlers
 """
 
 from __future__ import annotations
@@ -149,3 +166,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found = getattr(import_module(_LATE[name]), name)
     return found
+
+
+def __dir__() -> list[str]:
+    """List what is imported on first use too, so that `help(srvkit)` shows it."""
+    return sorted({*globals(), *_LATE})
