@@ -90,8 +90,11 @@ class Runners(Protocol):
     def current(self) -> object:
         """Return who is running now."""
 
-    def run(self, call: Callable[[], object]) -> None:
-        """Make a call that may wait for the connection; it may return before that is done."""
+    def run(self, call: Callable[[], object], weight: int) -> bool:
+        """Make a call that may wait for the connection; it may return before that is done.
+
+        False where calls of too much weight, in bytes, wait already: then it is not made.
+        """
 
     def finish(self) -> None:
         """Return when the calls so far are done; for whom the connection belongs to."""
@@ -107,8 +110,9 @@ class Threads:
     def __init__(self) -> None:
         self.lock: AbstractContextManager[Any] = threading.Lock()
 
-    def run(self, call: Callable[[], object]) -> None:
+    def run(self, call: Callable[[], object], weight: int) -> bool:
         call()
+        return True
 
     def finish(self) -> None:
         pass
@@ -136,7 +140,7 @@ class Board(Protocol):
         """Count datagrams that came and were handled at once; in the loop's thread."""
 
     def dropped(self) -> None:
-        """Count a datagram that was too long; in the loop's thread."""
+        """Count a datagram that was no message, or too long."""
 
     def unanswered(self) -> None:
         """Count a reply that its client could not be given."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -26,6 +27,7 @@ from srvkit.net.readiness import READ, WRITE
 
 READING, WRITING = 1, 2  # gevent's numbers of what a watcher waits for
 
+MOST_WAITING = 4 * 1024 * 1024  # bytes of other threads' for one peer, above which there may be no more
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # seconds between attempts to send a datagram
 
 # The system calls themselves, without the look-ups of super() on the way to each.
@@ -333,25 +335,33 @@ class AnsweringSocket:
 class Runners:
     """Greenlets of one thread, to those who share a connection."""
 
-    __slots__ = ("_calls", "_hub", "_turn", "lock")
+    __slots__ = ("_calls", "_counting", "_hub", "_turn", "_weight", "lock")
 
     current = staticmethod(getcurrent)
 
     def __init__(self) -> None:
         self._hub = get_hub()
-        self._calls: deque[Callable[[], object]] = deque()  # of other threads, which never wait for this one
+        # Of other threads, which never wait for this one, and how much all of them weigh.
+        self._calls: deque[tuple[Callable[[], object], int]] = deque()
+        self._weight = 0
+        self._counting = threading.Lock()
         self._turn = Semaphore(1)  # of whoever makes them: each may wait, and they keep their order
         self.lock: AbstractContextManager[Any] = Semaphore(1)
 
-    def run(self, call: Callable[[], object]) -> None:
+    def run(self, call: Callable[[], object], weight: int) -> bool:
         if getcurrent().parent is self._hub:
             call()
-            return
-        self._calls.append(call)
+            return True
+        with self._counting:
+            if self._weight > MOST_WAITING:
+                return False
+            self._weight += weight
+        self._calls.append((call, weight))
         loop = self._hub.loop
         if loop is not None:
             with suppress(ValueError):  # destroyed since: the server has ended
                 loop.run_callback_threadsafe(self._begin_calls)
+        return True
 
     def finish(self) -> None:
         self._make_calls()
@@ -364,4 +374,7 @@ class Runners:
     def _make_calls(self) -> None:
         with self._turn:
             while self._calls:
-                self._calls.popleft()()
+                call, weight = self._calls.popleft()
+                call()
+                with self._counting:
+                    self._weight -= weight

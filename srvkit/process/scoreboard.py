@@ -121,7 +121,7 @@ class Board:
             cells[BYTES_IN] += bytes_in
 
     def dropped(self) -> None:
-        """Count a datagram that was too long."""
+        """Count a datagram that was no message, or too long."""
         with self._writing:
             self._cells[DROPPED] += 1
 

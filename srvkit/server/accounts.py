@@ -91,7 +91,7 @@ class AccountsMixIn(Steps):
             self.on_enough()
 
     def datagram_dropped(self) -> None:
-        """Count a datagram that was too long."""
+        """Count a datagram that was no message, or too long."""
         self.board.dropped()
 
     def reply_lost(self, client_address: Any, why: str) -> None:
@@ -154,6 +154,11 @@ class ForkedAccountsMixIn(AccountsMixIn):
             super().handle_error(request, client_address)
         else:
             super(AccountsMixIn, self).handle_error(request, client_address)
+
+    def datagram_dropped(self) -> None:
+        """Count it; a child has no counter for it."""
+        if os.getpid() == self._pid:
+            super().datagram_dropped()
 
     def reply_lost(self, client_address: Any, why: str) -> None:
         """Say so; a child has no counter for it."""

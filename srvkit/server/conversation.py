@@ -25,6 +25,7 @@ from srvkit.net.connection import (
     ERROR,
     FIRST_BYTE_TIMEOUT,
     IDLE_TIMEOUT,
+    OVERFLOW,
     REQUEST_TIMEOUT,
     RESET,
     STOPPED,
@@ -101,7 +102,8 @@ class StreamLink:
             self._unsent.append(data)
             self._flush()
         else:
-            self._runners.run(partial(self._send_for_another, data))
+            if not self._runners.run(partial(self._send_for_another, data), len(data)):
+                self._give_up(OVERFLOW)
 
     def close(self) -> None:
         self.closing = True
@@ -307,7 +309,7 @@ class StreamLink:
                 late = self._answer_by and monotonic() >= self._answer_by
                 self._lost = REQUEST_TIMEOUT if late else WRITE_TIMEOUT
             except OSError:
-                self._lost = RESET
+                self._lost = self._lost or RESET
             else:
                 self.bytes_out += len(data)
                 return
@@ -341,9 +343,14 @@ class StreamLink:
     def _send_for_another(self, data: bytes) -> None:
         try:
             self._send(data)
-        except PeerGone:
-            with suppress(OSError):  # gone already
-                self._socket.shutdown(socket.SHUT_RD)  # for whom the connection belongs to
+        except PeerGone as gone:
+            self._give_up(gone.outcome)
+
+    def _give_up(self, outcome: str) -> None:
+        """Let whom the connection belongs to know that its peer is lost."""
+        self._lost = self._lost or outcome
+        with suppress(OSError):  # gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _note_begin(self) -> None:
         if not self.handler.framing.buffered:
@@ -432,6 +439,9 @@ class DatagramLink:
                 self._answer(replies[0] if len(replies) == 1 else b"".join(replies))
         if fault is not None:
             self._log(f"{BAD_MESSAGE}: {fault}")
+            dropped = getattr(self._server, "datagram_dropped", None)
+            if dropped is not None:
+                dropped()
 
     def _handle(
         self,

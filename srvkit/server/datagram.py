@@ -154,7 +154,7 @@ class UDPServer(TCPServer):
         log.info(message, self._name(), display(client_address), self.max_packet_size)
 
     def datagram_dropped(self) -> None:
-        """Hear of a datagram that was too long to be handed over."""
+        """Hear of a datagram that was no message, or too long to be handed over; in whatever thread."""
 
     def reply_lost(self, client_address: Any, why: str) -> None:
         """Hear of a reply that its client could not be given; in whatever thread sent it. May be extended."""

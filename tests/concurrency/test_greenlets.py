@@ -1088,3 +1088,34 @@ def test_without_the_package_serving_says_what_is_missing(run_code: Any) -> None
     assert program.log.endswith(
         "ImportError: GreenletMixIn needs the package gevent: pip install 'srvkit[gevent]'\n"
     )
+
+
+def test_what_another_thread_sends_to_one_that_does_not_read_is_bounded(client: Any) -> None:
+    """The thread never waits for a greenlet, so nothing else would bound it."""
+    reasons: list[str] = []
+    over = threading.Event()
+    handlers: list[Any] = []
+    met = threading.Event()
+
+    class Met(srvkit.MessageHandler):
+        framing = srvkit.Lines()
+
+        def connected(self) -> bytes:
+            handlers.append(self)
+            met.set()
+            return b"welcome"
+
+        def disconnected(self, reason: str) -> None:
+            reasons.append(reason)
+            over.set()
+
+    limits = {"write_timeout": 0, "first_byte_timeout": 0}
+    with srvkit.serve(Met, "tcp://127.0.0.1:0", concurrency="gevent", limits=limits) as server:
+        client(server.address)
+        assert met.wait(PATIENCE)
+        for _ in range(1000):
+            handlers[0].send(bytes(65536))
+            if over.is_set():
+                break
+        assert over.wait(PATIENCE)
+    assert reasons == ["overflow"]
