@@ -124,7 +124,7 @@ def _run_single(config: Config, problems: Problems) -> int:
     if not problems:  # else there is nothing to run, and `assemble` says why
         set_up(config.logging, open_log(config))
     assembled = assemble(config, problems)
-    for note in assembled.plugins.notes:
+    for note in assembled.notes():
         logging.getLogger("srvkit.plugins").info("%s", note)
     with notifier:
         return run(assembled.plans, assembled.plugins, config.srvkit.drain_timeout, notifier)

@@ -44,9 +44,7 @@ CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further message is handled
 MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
 ASK: Any = object()  # stands for a reply that is not known yet
-
-# In the place of an outcome: the connection does not end, but goes on encrypted.
-START_TLS, SHAKING_HANDS = "start-tls", "shaking-hands"
+WANTED, SHAKING_HANDS = "wanted", "shaking hands"  # of TLS that begins within a conversation
 
 
 class LinkKeeper(Steps):
@@ -89,6 +87,7 @@ class EventLink:
         "_reading",
         "_request",
         "_server",
+        "_tls",
         "_unsent",
         "_work",
         "bytes_in",
@@ -111,6 +110,7 @@ class EventLink:
         self._work: Iterator[None] | None = None  # messages that wait until it has
         self._reading = True
         self._ending = ""  # the outcome, once the connection is to end as soon as all is sent
+        self._tls = ""  # whether it is to be encrypted as soon as all is sent, or just becomes so
         self._last = loop.now  # when something came in or went out
         self._began = 0.0  # when the first byte came of a message that is not complete yet
         self.bytes_in = 0
@@ -140,8 +140,7 @@ class EventLink:
 
     def start_tls(self) -> None:
         to_begin(self._server, self._request)
-        self.closing = True  # no further message is handled
-        self._ending = START_TLS
+        self._tls = WANTED  # no further message is handled
 
     # ---- for the mixin
 
@@ -247,7 +246,8 @@ class EventLink:
             for index, message in enumerate(messages):
                 reply = handler.handle_message(message)
                 usual = type(reply) is bytes or reply is None
-                if not usual or handler.framing is not framing or self.closing or size > HIGH_WATER:
+                stops = self.closing or self._tls
+                if not usual or handler.framing is not framing or stops or size > HIGH_WATER:
                     self._begin_work(self._batch(framing, messages[index:], data, None, reply))
                     return True
                 if reply is not None:
@@ -265,7 +265,9 @@ class EventLink:
         assert self._unsent is not None
         try:
             sent = self._request.send(self._unsent, DONT_WAIT)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if getattr(error, "characters_written", 0):  # of what is encrypted already
+                self._last = self._loop.now
             return
         except OSError:
             self._lose(RESET)
@@ -331,8 +333,11 @@ class EventLink:
                     yield from self._deliver(reply)
                 reply = ASK
                 if self.closing or self._ending:
+                    return
+                if self._tls:
                     fault = fault or unasked(messages[index + 1 :], framing)
-                    if fault is not None and self._ending == START_TLS:
+                    if fault is not None:
+                        self._tls = ""
                         self._log(f"{BAD_MESSAGE}: {fault}")
                         self._ending = BAD_MESSAGE
                     return
@@ -396,12 +401,11 @@ class EventLink:
         if self._unsent:
             self._unsent += data
             return
-        if self._ending:
-            if self._ending in (RESET, OVERFLOW):
-                return
-            if self._ending == SHAKING_HANDS:
-                self._unsent = bytearray(data)
-                return
+        if self._ending in (RESET, OVERFLOW):
+            return
+        if self._tls == SHAKING_HANDS:
+            self._unsent = bytearray(data)
+            return
         try:
             sent = self._request.send(data, DONT_WAIT)
         except BlockingIOError:
@@ -417,7 +421,7 @@ class EventLink:
 
     def _settle(self) -> None:
         """Wait for what comes next: the peer to read, the peer to write, or nothing any more."""
-        if self.ended or self._ending == SHAKING_HANDS:
+        if self.ended or self._tls == SHAKING_HANDS:
             return
         if self._ending in (RESET, OVERFLOW):
             self._lose(self._ending)
@@ -432,13 +436,12 @@ class EventLink:
         if self._work is not None:
             self._go_on_later()
             return
-        if self._ending == START_TLS:
-            self._ending = SHAKING_HANDS
-            self._server.deadlines.remove(self)
-            self._secure()
-            return
         if self.closing or self._ending:
             self._end(self._ending or CLOSED)
+            return
+        if self._tls:
+            self._tls = SHAKING_HANDS
+            self._secure()
             return
         if not self._reading:
             self._reading = True
@@ -456,6 +459,7 @@ class EventLink:
                 self._put_off()
 
     def _secure(self) -> None:
+        self._server.deadlines.remove(self)
         self._loop.unwatch(self._request.fileno())
         self._server.secure(self._request, self._secured)
 
@@ -464,7 +468,7 @@ class EventLink:
             self._enter(partial(self._go_on_encrypted, outcome, error))
 
     def _go_on_encrypted(self, outcome: str, error: Exception | None) -> None:
-        self.closing, self._ending = False, ""
+        self._tls = ""
         if outcome:
             if outcome != STOPPED:
                 self._log(f"{outcome}: {error}" if error is not None else outcome)
@@ -476,7 +480,7 @@ class EventLink:
         unsent, self._unsent = self._unsent, None
         if unsent:  # what others sent meanwhile
             self._transmit(bytes(unsent))
-        self._reading = False  # so that whatever is next is waited for anew
+        self._reading = bool(self._unsent)  # so that whatever is next is waited for anew
         self._settle()
 
     def _say_last_words(self) -> None:
@@ -491,7 +495,7 @@ class EventLink:
         return not self.bytes_in and self._server.patience > 0
 
     def _is_idle(self) -> bool:
-        if self.ended or self._ending:
+        if self.ended or self._ending or self._tls:
             return False
         return not (self._unsent or self._work or self._handler.framing.buffered)
 
@@ -546,6 +550,8 @@ class EventLink:
         """The handler raised: report it, and end the connection once earlier replies are out."""
         server = self._server
         self._work = None
+        if self._tls == WANTED:
+            self._tls = ""
         self._flush()
         self._ending = self._ending or ERROR
         try:

@@ -15,9 +15,10 @@ from time import monotonic
 from typing import Any
 
 from srvkit.concurrency.crew import Crew
-from srvkit.concurrency.links import SHAKING_HANDS, EventLink, LinkKeeper
+from srvkit.concurrency.links import MOST_UNSENT, SHAKING_HANDS, EventLink, LinkKeeper
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
+from srvkit.net.connection import OVERFLOW
 from srvkit.net.readiness import READ, WRITE
 
 FULL = "the pool"
@@ -75,6 +76,13 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
         else:
             super().finish_request(request, client_address)
 
+    def run_step(self, step: Callable[[], object]) -> None:
+        """Take the step in a thread, or here while all of them are busy."""
+        if len(self._taken) >= self.threads:
+            step()
+        else:
+            super().run_step(step)
+
     def _waits_in_loop(self, request: Any) -> bool:
         if getattr(self, "_loop", None) is None or isinstance(request, tuple):
             return False  # handle_request(), a server of the standard library; a datagram is all there
@@ -98,12 +106,13 @@ class PooledLink(EventLink):
     waits in `_outside`.
     """
 
-    __slots__ = ("_busy", "_lock", "_outside", "_thread")
+    __slots__ = ("_busy", "_lock", "_outside", "_outside_size", "_thread")
 
     def begin(self) -> None:
         self._lock = threading.Lock()
         self._busy = False
         self._outside: deque[bytes] = deque()
+        self._outside_size = 0
         self._thread = 0
         super().begin()
 
@@ -113,7 +122,13 @@ class PooledLink(EventLink):
                 self._hold(data)
                 self._flush()
         else:
-            self._outside.append(data)
+            with self._lock:
+                if self._outside_size > MOST_UNSENT:
+                    self._outside.clear()
+                    self._ending = self._ending or OVERFLOW
+                elif self._ending != OVERFLOW:
+                    self._outside.append(data)
+                    self._outside_size += len(data)
             self._loop.call_soon(partial(self._dispatch, self._nothing))
 
     def close(self) -> None:
@@ -146,10 +161,10 @@ class PooledLink(EventLink):
         self._thread = threading.get_ident()
         self._attempt(step)
         while not self.ended:
-            while self._outside:
-                self._send_for_another(self._outside.popleft())
+            while data := self._next_outside():
+                self._send_for_another(data)
             self._attempt(self._settle)
-            if self._ending == SHAKING_HANDS:
+            if self._tls == SHAKING_HANDS:
                 return
             if self._server.draining and self._is_idle() and not self._is_expected():
                 self._attempt(self._last_words)
@@ -164,6 +179,15 @@ class PooledLink(EventLink):
                     return
             if self._has_more():
                 self._attempt(self._readable if self._work is None else self._go_on)
+
+    def _next_outside(self) -> bytes:
+        with self._lock:
+            if not self._outside:
+                self._outside_size = 0
+                return b""
+            data = self._outside.popleft()
+            self._outside_size -= len(data)
+            return data
 
     def _has_more(self) -> bool:
         """Whether there is something to do that no event of the socket will tell of."""

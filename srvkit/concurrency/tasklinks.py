@@ -202,6 +202,7 @@ class TaskLink(HandlerTask):
         "_open",
         "_out",
         "_reading",
+        "_shaking_hands",
         "_unsent",
         "_waiters",
         "bytes_in",
@@ -218,6 +219,7 @@ class TaskLink(HandlerTask):
         self._open = True  # whether anything may be written
         self._ends_writing = False  # whether write_eof() was called
         self._reading = True
+        self._shaking_hands = False  # while it becomes encrypted: what is written is kept
         self._waiters: list[asyncio.Future[None]] | None = None
         self.bytes_in = 0
         self.bytes_out = 0
@@ -246,6 +248,9 @@ class TaskLink(HandlerTask):
         self.pending += len(data)
         if self._unsent is not None:
             self._unsent += data
+            return
+        if self._shaking_hands:
+            self._unsent = bytearray(data)
             return
         if not self._out:
             self._loop.flush_soon(self)
@@ -341,12 +346,20 @@ class TaskLink(HandlerTask):
             if not over.done():
                 over.set_result((outcome, error))
 
+        self._shaking_hands = True
         self._server.secure(self._request, done)
-        outcome, error = await over
+        try:
+            outcome, error = await over
+        except asyncio.CancelledError:
+            self._shaking_hands = False
+            self.abort()
+            raise
+        self._shaking_hands = False
         if outcome:
             fault = error or ConnectionError(f"no handshake: {outcome}")
             self._accuse(outcome, fault)
             raise fault
+        self.flush()
         self._watch()
         if getattr(self._request, "pending", False):
             self._readable()
@@ -393,7 +406,7 @@ class TaskLink(HandlerTask):
 
     def flush(self) -> None:
         """Send what is pending, as far as the peer takes it, and then what has to follow it."""
-        if self.ended:
+        if self.ended or self._shaking_hands:
             return
         out = self._out
         if out:
@@ -408,8 +421,10 @@ class TaskLink(HandlerTask):
     def _send(self, data: Any) -> None:
         try:
             sent = self._request.send(data, DONT_WAIT)
-        except BlockingIOError:
+        except BlockingIOError as error:
             sent = 0
+            if getattr(error, "characters_written", 0):  # of what is encrypted already
+                self._moved = monotonic()
         except OSError as error:
             self._lose(RESET, error)
             return
@@ -446,7 +461,7 @@ class TaskLink(HandlerTask):
             self._wake()
 
     def _watch(self) -> None:
-        if self.ended or (self.fault is not None and not self._reading):
+        if self.ended or self._shaking_hands or (self.fault is not None and not self._reading):
             return
         events = READ * self._reading | WRITE * (self._unsent is not None)
         fd = self._request.fileno()

@@ -21,6 +21,11 @@ class Assembled:
     config: Config
     plugins: Plugins
     plans: list[Plan]
+    certificates: Mapping[str, ServerTls]
+
+    def notes(self) -> list[str]:
+        """Return what is worth knowing, although nothing is wrong."""
+        return [*self.plugins.notes, *notes_on(self.certificates)]
 
 
 def assemble(
@@ -44,5 +49,4 @@ def assemble(
             problems.raise_if_any()
         raise
     problems.raise_if_any()
-    plugins.notes += notes_on(certificates)
-    return Assembled(config, plugins, plans)
+    return Assembled(config, plugins, plans, certificates)

@@ -5,7 +5,7 @@ Whatever is wrong with them is a problem of the file. What they are used for is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from srvkit.net import tls
 from srvkit.net.tls import ServerTls
 
 
-def load_certificates(config: Config, problems: Problems) -> dict[str, ServerTls]:
-    """Return what each server presents, by the server's name; what is wrong is added to `problems`."""
+def load_certificates(
+    config: Config, problems: Problems, servers: Collection[str] | None = None
+) -> dict[str, ServerTls]:
+    """Return what each server presents, or each of `servers`; what is wrong is added to `problems`."""
     folder = config.path.parent if config.path is not None else Path()
     found = {}
     for name, settings in config.server.items():
-        if settings.tls is None:
+        if settings.tls is None or not (servers is None or name in servers):
             continue
         loaded = tls.load(settings.tls, folder, partial(_report, problems, ("server", name, "tls")))
         if loaded is not None:

@@ -138,6 +138,13 @@ class TimedConnection(Connection):
         self._write = write or None, WRITE_TIMEOUT
         self.deadline = monotonic() + request if request else None
 
+    def time_for(self, seconds: float) -> float:
+        """Return how long something may take that has so many seconds (0: no bound) of its own."""
+        if self.deadline is None:
+            return seconds
+        left = max(0.001, self.deadline - monotonic())
+        return min(seconds, left) if seconds else left
+
     def settimeout(self, value: float | None) -> None:
         self._own = (value,)
         self._in_force = value

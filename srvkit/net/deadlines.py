@@ -9,7 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
-from srvkit.net.readiness import Readiness, Timer
+from srvkit.net.readiness import Readiness
 
 GRANULARITY = 0.05  # seconds by which a look may come late
 
@@ -32,36 +32,31 @@ class Deadlines:
 
     def __init__(self, loop: Readiness) -> None:
         self._loop = loop
-        self._moments: dict[int, Moment] = {}
+        self._moments: dict[int, Moment] = {}  # by their time in units of GRANULARITY
 
     def put(self, one: Watched, due: float) -> None:
         """Have `one.look()` called at `due`, and no longer when it was to be called before."""
         self.remove(one)
         moment = int(due / GRANULARITY) + 1
-        entry = self._moments.get(moment)
-        if entry is None:
-            timer = self._loop.call_later(moment * GRANULARITY - monotonic(), partial(self._look, moment))
-            entry = self._moments[moment] = (set(), moment, timer)
-        entry[0].add(one)
-        one.moment = entry
+        those = self._moments.get(moment)
+        if those is None:
+            self._loop.call_later(moment * GRANULARITY - monotonic(), partial(self._look, moment))
+            those = self._moments[moment] = set()
+        those.add(one)
+        one.moment = those
 
     def remove(self, one: Watched) -> None:
         """Leave `one` alone."""
-        entry, one.moment = one.moment, None
-        if entry is not None:
-            those, moment, timer = entry
-            those.discard(one)
-            if not those and self._moments.get(moment) is entry:
-                timer.cancel()
-                del self._moments[moment]
+        those, one.moment = one.moment, None
+        if those is not None:
+            those.discard(one)  # an empty set stays: who comes next needs no timer of its own
 
     def _look(self, moment: int) -> None:
-        those = self._moments.pop(moment)[0]
+        those = self._moments.pop(moment)
         while those:
             one = those.pop()
             one.moment = None
             one.look()
 
 
-# Those to be looked at, when that is in units of GRANULARITY, and what rings then.
-Moment = tuple[set[Watched], int, Timer]
+Moment = set[Watched]

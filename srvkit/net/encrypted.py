@@ -36,7 +36,8 @@ class TlsConnection(Connection):
     """A connection that is encrypted from `begin_tls` and its handshake on.
 
     With `DONT_WAIT`, `recv` and `send` raise BlockingIOError where they would have to wait; a `send` that
-    did is to be repeated with the same bytes first, since they are encrypted already. `receive_timeout`,
+    did is to be repeated with the same bytes first, since they are encrypted already; the exception's
+    `characters_written` tells whether any of them have left meanwhile. `receive_timeout`,
     in seconds, bounds single waits of `recv` where `settimeout` was not called. One thread may read while
     another writes.
 
@@ -49,6 +50,7 @@ class TlsConnection(Connection):
     _tls_timeout: float | None = None
     _encrypted = b""  # what the kernel has not taken yet
     _is_drained = False  # whether the last read has taken all that had come
+    _moved = 0  # how many bytes the kernel has taken of it, of late
     _promised = 0  # how many bytes of the next send() are in that
     _is_over = False  # whether the stream has ended, announced or not
 
@@ -181,7 +183,7 @@ class TlsConnection(Connection):
         assert self._tls is not None
         pieces: list[bytes] = []
         left = size
-        self._is_drained = False
+        has_filled = self._is_drained = False
         try:
             while left:
                 try:
@@ -189,9 +191,11 @@ class TlsConnection(Connection):
                 except ssl.SSLWantReadError:
                     if self._is_over:
                         return self._at_end(pieces)
-                    if pieces or not self._fill(max(RECORD, size - RECORD - OVERHEAD)):
-                        self._is_drained = True
+                    # Once each time: records without any data must not keep the loop's thread.
+                    if pieces or has_filled or not self._fill(max(RECORD, size - RECORD - OVERHEAD)):
+                        self._is_drained = not has_filled
                         break
+                    has_filled = True
                     continue
                 if not piece:
                     return self._at_end(pieces)
@@ -205,6 +209,8 @@ class TlsConnection(Connection):
                 raise
         if self._outgoing.pending:
             self._flush()  # an answer of the protocol's own
+            if not self._promised and len(self._encrypted) > RECORD:
+                raise ConnectionError("the peer asks for answers of the protocol, and takes none")
         if not pieces:
             return None if left else b""
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -238,11 +244,12 @@ class TlsConnection(Connection):
         seconds = self._tls_timeout
         while True:
             with self._lock:
+                self._moved = 0
                 sent = self._encrypt(data)
             if sent is not None:
                 return sent
             if flags or seconds == 0:
-                raise _would_block()
+                raise _would_block(self._moved)
             wait_for(self, WRITE, seconds)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -295,6 +302,7 @@ class TlsConnection(Connection):
             except BlockingIOError:
                 return False
             self._encrypted = self._encrypted[sent:]
+            self._moved += sent
         return True
 
     # ---- waiting, and the end
@@ -350,8 +358,8 @@ class TimedTlsConnection(TimedConnection, TlsConnection):
     """A connection that speaks TLS and keeps the limits, for handlers that do their own I/O."""
 
 
-def _would_block() -> BlockingIOError:
-    return BlockingIOError(errno.EAGAIN, "the peer must be waited for")
+def _would_block(moved: int = 0) -> BlockingIOError:
+    return BlockingIOError(errno.EAGAIN, "the peer must be waited for", moved)
 
 
 def _in_words(error: ssl.SSLError) -> str:

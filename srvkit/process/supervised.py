@@ -36,6 +36,7 @@ from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
 from srvkit.process.scoreboard import Board, ChildRows
 from srvkit.process.worker import CANNOT_START, Worker
+from srvkit.server import lingering
 from srvkit.server.accounts import AccountsMixIn, ForkedAccountsMixIn, OpenRequest
 from srvkit.server.handler import kind_of
 from srvkit.server.stream import TCPServer
@@ -104,7 +105,7 @@ def _assembled(config: Config, problems: Problems, certificates: Mapping[str, Se
     assembled = assemble(config, problems, certificates)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
         refuse_threads()
-    return assembled.plugins.notes
+    return assembled.notes()
 
 
 def serve(post: Post) -> int:
@@ -119,7 +120,8 @@ def serve(post: Post) -> int:
     settings = post.config.srvkit
     try:
         raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
-        certificates = load_certificates(post.config, post.problems)
+        # Plugins will run here: of the keys of other servers they need not know.
+        certificates = load_certificates(post.config, post.problems, [post.server])
         privileges.drop(settings.user, settings.group)
         assembled = assemble(post.config, post.problems, certificates)
         (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
@@ -342,7 +344,7 @@ def _with_jitter(requests: int) -> int:
 def raise_descriptor_limit(connections: int) -> None:
     """Let this process have descriptors for so many connections, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + SPARE_DESCRIPTORS
+    wanted = connections + lingering.MOST + SPARE_DESCRIPTORS
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:

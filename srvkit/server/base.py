@@ -35,7 +35,7 @@ log = logging.getLogger("srvkit.server")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds without accepting after a capacity error, doubling
 FAILURES_IN_A_ROW = 100  # from here on even errors that should pass are met with a pause
-STOPPING = "the stop"
+STOPPING, MAX_CONNECTIONS = "the stop", "max_connections"  # reasons not to accept
 BURST = 64  # requests taken per wake-up before the loop looks at anything else
 
 
@@ -285,17 +285,22 @@ class BaseServer:
             if str(listener.address) in self.shared:
                 assert self._loop is not None
                 self._loop.unwatch(listener.fileno())
+                if self.has_peers and not self._pauses:
+                    self._take_what_waits(listener)  # the kernel may have woken this process, and no other
                 continue
             if self._pauses:
                 return  # it goes on here when there is room again
-            self._takes_the_rest = True
-            self._taker(listener)()
-            self._takes_the_rest = False
+            self._take_what_waits(listener)
             if self._more:  # a burst of many, or no room
                 assert self._loop is not None
                 self._loop.call_later(0, self._take_the_rest)
                 return
         self._close_the_door()
+
+    def _take_what_waits(self, listener: Listener) -> None:
+        self._takes_the_rest = True
+        self._taker(listener)()
+        self._takes_the_rest = False
 
     def _close_the_door(self) -> None:
         self.pause_accepting(STOPPING)

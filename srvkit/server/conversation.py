@@ -187,13 +187,19 @@ class StreamLink:
         """Shake hands; return "", or how the connection has ended thereby."""
         self._wants_tls = False
         tls = to_begin(self.handler.server, self._socket)
-        self._socket.begin_tls(tls)
+        if self._account is not None:
+            self._account.waits += 1
         try:
-            self._socket.wait_for_handshake(tls.settings.handshake_timeout)
+            with self._sending:  # what others send waits until it can be encrypted
+                self._socket.begin_tls(tls)
+                self._socket.wait_for_handshake(tls.settings.handshake_timeout)
         except (PeerError, OSError) as error:
             outcome = handshake_outcome(error)
             self._log(f"{outcome}: {error}")
             return outcome
+        finally:
+            if self._account is not None:
+                self._account.waits += 1
         self.handler.framing = self.handler.framing.fresh()
         return ""
 

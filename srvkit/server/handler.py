@@ -78,7 +78,7 @@ class BaseRequestHandler(KnowsPeer):
         tls = to_begin(self.server, self.request)
         self.request.begin_tls(tls)
         try:
-            self.request.wait_for_handshake(tls.settings.handshake_timeout)
+            self.request.wait_for_handshake(self.request.time_for(tls.settings.handshake_timeout))
         except (PeerError, OSError) as error:
             self.request.fault, self.request.outcome = error, handshake_outcome(error)
             raise

@@ -48,15 +48,14 @@ class Lingering:
     def __init__(self, close: Callable[[Any], None], over: Callable[[], None]) -> None:
         self._close = close
         self._over = over  # called when the last one has gone
-        self._since: dict[Any, float] = {}
-        self._heard: dict[Any, float] = {}
+        self._times: dict[Any, list[float]] = {}  # since when, and when something was heard
 
     def __len__(self) -> int:
-        return len(self._since)
+        return len(self._times)
 
     def add(self, request: Any, loop: Any, in_loop: bool) -> None:
         """Let a connection linger; from any thread."""
-        self._since[request] = self._heard[request] = monotonic()
+        self._times[request] = [monotonic()] * 2
         if in_loop:
             self._begin(request, loop)
         else:
@@ -64,13 +63,14 @@ class Lingering:
 
     def end(self, loop: Any) -> None:
         """Close them all; in the loop's thread."""
-        for request in list(self._since):
+        for request in list(self._times):
             self._end(request, loop)
 
     def _begin(self, request: Any, loop: Any) -> None:
-        if len(self._since) > MOST:
-            self._end(next(iter(self._since)), loop)
-        if request in self._since:
+        if len(self._times) > MOST:
+            oldest, *_ = list(self._times)  # a copy: threads add to it
+            self._end(oldest, loop)
+        if request in self._times:
             loop.watch(request.fileno(), partial(self._readable, request, loop))
             loop.call_later(SILENCE, partial(self._look, request, loop))
 
@@ -86,25 +86,25 @@ class Lingering:
                 if not received:
                     self._end(request, loop)
                     return
-                self._heard[request] = monotonic()
+                self._times[request][1] = monotonic()
 
     def _look(self, request: Any, loop: Any) -> None:
-        if request not in self._since:
+        if request not in self._times:
             return
         now = monotonic()
-        due = min(self._heard[request] + SILENCE, self._since[request] + LONGEST)
+        since, heard = self._times[request]
+        due = min(heard + SILENCE, since + LONGEST)
         if due <= now:
             self._end(request, loop)
         else:
             loop.call_later(due - now, partial(self._look, request, loop))
 
     def _end(self, request: Any, loop: Any) -> None:
-        if self._since.pop(request, None) is None:
+        if self._times.pop(request, None) is None:
             return
-        del self._heard[request]
         loop.forget(request.fileno())
         self._close(request)
-        if not self._since:
+        if not self._times:
             self._over()
 
 

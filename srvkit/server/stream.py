@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from srvkit.net.connection import Connection, TimedConnection, accept, unmapped
 from srvkit.net.listener import Listener
-from srvkit.server.base import BURST, BaseServer
+from srvkit.server.base import BURST, MAX_CONNECTIONS, BaseServer
 from srvkit.server.guard import Seats
 from srvkit.server.lingering import Lingering, is_unread, wait_out
 
@@ -81,8 +81,8 @@ class TCPServer(BaseServer):
             server._seats = Seats(
                 cls.limits.max_connections,
                 cls.limits.when_full,
-                lambda: server.pause_accepting("max_connections"),
-                lambda: server.resume_accepting("max_connections"),
+                lambda: server.pause_accepting(MAX_CONNECTIONS),
+                lambda: server.resume_accepting(MAX_CONNECTIONS),
             )
         return server
 

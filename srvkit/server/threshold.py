@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -32,6 +34,7 @@ from srvkit.net.deadlines import Deadlines
 from srvkit.net.proxy import LONGEST, ProxyError, ProxyHeader, ProxySettings, parse
 from srvkit.net.readiness import READ
 from srvkit.net.tls import ServerTls
+from srvkit.server.base import MAX_CONNECTIONS, STOPPING
 
 log = logging.getLogger("srvkit.server")
 
@@ -56,6 +59,9 @@ class ThresholdMixIn(Steps):
     proxy: ProxySettings | None = None
     trusted = Rules(())
     waiting: dict[Waiting, None]
+    _parked: deque[tuple[Any, Any]]  # who is ready, with addresses, while the model takes no more
+    _pauses: set[str]
+    _loop_thread: int | None
     _waits_until: Deadlines
     _loop: Any = None
 
@@ -63,12 +69,15 @@ class ThresholdMixIn(Steps):
         """Begin with nobody waiting. May be extended."""
         super().loop_begins(loop)
         self.waiting = {}
+        self._parked = deque()
         self._waits_until = Deadlines(loop)
 
     def loop_ends(self, loop: Any) -> None:
         """Turn away whoever still waits. May be extended."""
         for one in list(self.waiting):
             one.end(STOPPED, None)
+        while self._parked:
+            self._refuse(*self._parked.popleft(), STOPPED, None)
         super().loop_ends(loop)
 
     def begin_drain(self, patience: float = 0.0) -> None:
@@ -79,13 +88,15 @@ class ThresholdMixIn(Steps):
 
     def _turn_away(self) -> None:
         for one in list(self.waiting):
-            one.end(STOPPED, None)
+            one.give_up()
 
     def leave_to_parent(self, request: Any) -> None:
         """Close, in a forked child, the connections that wait for something else. May be extended."""
         super().leave_to_parent(request)
         for one in list(self.waiting):
             one.request.close()
+        for parked, _ in self._parked:
+            parked.close()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Ask for trust in the peer where a header is still to come, else what everybody asks."""
@@ -133,13 +144,28 @@ class ThresholdMixIn(Steps):
         if self.tls is not None and self.tls.begins_at_once:
             self.secure(request, partial(self._encrypted, request, client_address))
         else:
-            super().admit(request, client_address)
+            self._hand_on(request, client_address)
 
     def _encrypted(self, request: Any, client_address: Any, outcome: str, error: Exception | None) -> None:
         if outcome:
             self._refuse(request, client_address, outcome, error)
         else:
+            self._hand_on(request, client_address)
+
+    def _hand_on(self, request: Any, client_address: Any) -> None:
+        """Have the model handle it, or wait until it takes more."""
+        if self._is_held_up():
+            self._parked.append((request, client_address))
+        else:
             super().admit(request, client_address)
+
+    def _is_held_up(self) -> bool:
+        return bool(self._pauses - {MAX_CONNECTIONS, STOPPING})  # these are about who is not accepted yet
+
+    def _listen_again(self) -> None:
+        while self._parked and not self._is_held_up():
+            super().admit(*self._parked.popleft())
+        super()._listen_again()
 
     def _refuse(self, request: Any, client_address: Any, outcome: str, error: Exception | None) -> None:
         request.outcome = outcome
@@ -166,6 +192,7 @@ class Waiting:
         self._done = done
         self._deadline = 0.0
         self._busy = False  # whether a step is under way, in whatever thread
+        self._given_up = False
         self._over = False
 
     def begin(self, seconds: float) -> None:
@@ -189,6 +216,13 @@ class Waiting:
         else:
             self._server._waits_until.put(self, self._deadline)
 
+    def give_up(self) -> None:
+        """End it, when a step that is under way has been taken: the server stops."""
+        if self._busy:
+            self._given_up = True
+        else:
+            self.end(STOPPED, None)
+
     def end(self, outcome: str, error: Exception | None) -> None:
         """Hand the connection back, with an outcome where it has failed; in the loop's thread."""
         if self._over:
@@ -211,8 +245,7 @@ class Waiting:
         try:
             wanted = self.step()
             if wanted:
-                self._busy = False
-                self._loop.watch_once(self.request.fileno(), self._ready, wanted)
+                self._await(wanted)
                 return
         except PeerError as fault:
             outcome, error = self.wrong, fault
@@ -220,7 +253,18 @@ class Waiting:
             outcome, error = RESET, gone
         except ValueError:  # the descriptor is closed: the server has been cut
             outcome = STOPPED
+        if outcome and STOPPING in self._server._pauses:
+            outcome = STOPPED  # it was cut
         self._step_taken(outcome, error)
+
+    def _await(self, wanted: int) -> None:
+        if self._over:
+            return
+        self._busy = False
+        if self._given_up:
+            self.end(STOPPED, None)
+        else:
+            self._loop.watch_once(self.request.fileno(), self._ready, wanted)
 
     def _step_taken(self, outcome: str, error: Exception | None) -> None:
         self.end(outcome, error)
@@ -265,6 +309,14 @@ class HandshakeAwaited(Waiting):
         if not self._over:
             self._busy = True
             self._server.run_step(self._take_step)
+
+    # The step may have been taken in another thread; who waits for what is the loop's business.
+
+    def _await(self, wanted: int) -> None:
+        if threading.get_ident() == self._server._loop_thread:
+            super()._await(wanted)
+        else:
+            self._loop.call_soon(partial(super()._await, wanted))
 
     def _step_taken(self, outcome: str, error: Exception | None) -> None:
         self._loop.call_soon(partial(self.end, outcome, error))

@@ -38,7 +38,7 @@ def test_a_certificate_that_ends_is_a_note_and_no_error(
         f"[server.a]\nlisten = 'tcp://127.0.0.1:0'\nhandler = 'echo'\ntls.cert = 'cert.pem'\n{more}"
     )
     assembled = assemble(*loader.read(path))
-    assert assembled.plugins.notes == note
+    assert assembled.notes() == note
     server_class: type = assembled.plans[0].server_class
     assert server_class.tls.context.verify_mode == bool(more) * 2  # type: ignore[attr-defined]
 
@@ -46,4 +46,4 @@ def test_a_certificate_that_ends_is_a_note_and_no_error(
 def test_there_is_none_without_tls(tmp_path: Path) -> None:
     path = tmp_path / "srvkit.toml"
     path.write_text("[server.a]\nlisten = 'tcp://127.0.0.1:0'\nhandler = 'echo'\n")
-    assert assemble(*loader.read(path)).plugins.notes == []
+    assert assemble(*loader.read(path)).notes() == []
