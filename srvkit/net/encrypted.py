@@ -371,6 +371,7 @@ def _in_words(error: ssl.SSLError) -> str:
     meaning = {
         "http request": "the client spoke HTTP in the clear",
         "wrong version number": "the client did not speak TLS",
+        "callback failed": "the client asked for a host name that is none",
         "peer did not return a certificate": "the client presented no certificate",
     }
     return meaning.get(reason, reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ BURST = 20  # records of a kind that may come at once
 RATE = 10.0  # records of a kind in a second, from then on
 REPORT_EVERY = 1.0  # seconds
 MOST_KINDS = 1024  # told apart; those beyond it share a bound
+log = logging.getLogger("srvkit.logs")
+
 UNBOUNDED = ("srvkit.process", connection_log.LOGGER)  # rare and important; asked for one by one
 
 _PREFIX = 100  # characters of a message that tell its kind: what is formatted too early has no template
@@ -65,8 +68,18 @@ def set_up(settings: LoggingSettings, log_file: LogFile, *, server: str = "") ->
         root.removeHandler(handler)
         handler.close()
     root.setLevel(settings.level.upper())
+    sys.unraisablehook = _log_unraisable
     connections = logging.getLogger(connection_log.LOGGER)  # whoever turns them on wants to see them
     connections.setLevel(logging.INFO if settings.connections else logging.NOTSET)
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Log an exception that Python can raise nowhere, which it would print itself, line by line."""
+    error, what = unraisable.exc_value, unraisable.object
+    if isinstance(error, UnicodeDecodeError) and error.object == what:
+        log.debug("a name that is none: %r", what)  # of a TLS client, whose handshake fails for it
+    else:
+        log.error("ignored in %r: %s", what, unraisable.err_msg or "an exception", exc_info=error)
 
 
 class LogHandler(logging.Handler):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +67,7 @@ def make_log(tmp_path):
 @pytest.fixture
 def own_logging():
     """Put the process's logging back as it was: `set_up` is for processes that srvkit owns."""
-    root, raising = logging.getLogger(), logging.raiseExceptions
+    root, raising, unraisable = logging.getLogger(), logging.raiseExceptions, sys.unraisablehook
     connections = logging.getLogger("srvkit.connections")
     before, root.handlers, level, theirs = root.handlers, [], root.level, connections.level
     yield
@@ -74,6 +76,7 @@ def own_logging():
     connections.setLevel(theirs)
     logging.captureWarnings(False)
     logging.raiseExceptions = raising
+    sys.unraisablehook = unraisable
 
 
 # ---- text
@@ -533,3 +536,37 @@ def test_a_configuration_that_its_plugins_refuse_leaves_no_log(run_srvkit, tmp_p
     assert program.ended() == 3
     assert "RuntimeError: no" in program.log
     assert not (tmp_path / "x.log").exists()
+
+
+def test_what_python_would_print_of_its_own_is_in_the_log(run_srvkit):
+    """An exception that can be raised nowhere; with its traceback, in one record."""
+    plugin = """
+from srvkit import hookimpl
+
+class Broken:
+    def __del__(self):
+        raise ValueError("in the end")
+
+@hookimpl
+def srvkit_server_start(server):
+    Broken()
+"""
+    program = run_srvkit(ECHO, plugin)
+    assert program.addresses("echo")
+    program.wait_for(r"ERROR \S+: ignored in .*__del__.*$")
+    program.wait_for(r"^    ValueError: in the end$")
+
+
+def test_a_host_name_that_is_none_is_one_line(run_srvkit, client, tmp_path):
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "cert.pem")
+    program = run_srvkit(f'{ECHO}tls.cert = "cert.pem"\n')
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(back, there, server_hostname="aaaa.example").do_handshake()
+    with client(program.addresses("echo")[0]) as sock:
+        sock.sendall(there.read().replace(b"aaaa.example", b"\xff\xfe\xfd\xfc.example"))
+        while sock.recv(100):
+            pass
+    program.wait_for(r"INFO .* ended: bad-tls: the client asked for a host name that is none$")
+    assert "Traceback" not in program.log
