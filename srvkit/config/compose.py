@@ -18,22 +18,19 @@ from types import MappingProxyType
 from typing import Any
 
 from srvkit.concurrency.serial import SerialMixIn
+from srvkit.config.edge import Edge
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
 from srvkit.contracts import missing_packages
 from srvkit.errors import ConfigError, PluginError, Problem
-from srvkit.net.access import Rules, parse_rule
 from srvkit.net.address import Address, parse
-from srvkit.net.connection import Connection, TimedConnection
 from srvkit.net.listener import Listener, SocketSettings, bind_each
 from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Offer, Plugins
 from srvkit.plugins.observing import hook_mixins
 from srvkit.server.base import BaseServer
 from srvkit.server.datagram import UDPServer, UnixDatagramServer
-from srvkit.server.guard import GuardMixIn
 from srvkit.server.handler import DatagramRequestHandler, StreamRequestHandler, kind_of
 from srvkit.server.stream import TCPServer, UnixStreamServer
-from srvkit.server.threshold import ThresholdMixIn
 
 BASES: dict[str, type[TCPServer]] = {
     "tcp": TCPServer,
@@ -92,7 +89,7 @@ def compose(
 ) -> list[Plan]:
     """Return a plan for each server; what is wrong is added to `problems`, and its server left out.
 
-    `certificates` are those of servers with TLS, by name.
+    `certificates` are those of servers with TLS, by name; a server whose own are not there is left out.
 
     Raises PluginError where a plugin, and not the configuration, is at fault.
     """
@@ -136,11 +133,9 @@ class _Composer:
         )
         if addresses and handler:
             self._check_transport(handler, addresses[0])
-        proxy, access = self.settings.proxy, self.settings.access
-        rules = self._rules("access", {"allow": access.allow, "deny": access.deny})
-        trusted = self._rules("proxy", {"trusted": proxy.trusted} if proxy is not None else {})
+        edge = Edge(self.key, self.settings, self.tls, self.problems)
         if addresses:
-            self._check_edge(addresses, rules, trusted)
+            edge.check(addresses)
         if handler and model:
             self._check_model(handler, model)
         options = self._model_options(model) if model else {}
@@ -148,14 +143,14 @@ class _Composer:
             self._check_packages(model, options)
         if handler:
             handler = self._with_settings(handler)
-        if len(self.problems) > before or not (addresses and handler and model):
+        if len(self.problems) > before or not (addresses and handler and model and edge.is_complete):
             return None
         return Plan(
             self.name,
             tuple(addresses),
             self.settings.socket,
             model.name,
-            self._server_class(addresses[0], model, handler, options, (rules, trusted)),
+            self._server_class(addresses[0], model, handler, options, edge),
             handler,
         )
 
@@ -221,41 +216,6 @@ class _Composer:
         else:
             return
         self.problems.add((*self.key, "handler"), f"{handler.__name__} handles {wanted}, not {address}")
-
-    def _rules(self, table: str, lists: Mapping[str, Sequence[str]]) -> Rules:
-        """Return the rules of a table, empty where one of them is wrong."""
-        before = len(self.problems)
-        for name, entries in lists.items():
-            for index, text in enumerate(entries):
-                try:
-                    parse_rule(text)
-                except ValueError as error:
-                    self.problems.add((*self.key, table, name, index), str(error))
-        if len(self.problems) == before:
-            try:
-                return Rules(*lists.values()) if lists else Rules(())
-            except ValueError as error:
-                self.problems.add((*self.key, table), str(error))
-        return Rules(())
-
-    def _check_edge(self, addresses: Sequence[Address], access: Rules, trusted: Rules) -> None:
-        """Report what a transport cannot have."""
-        is_stream = addresses[0].kind == "stream"
-        for table in ("tls", "proxy"):
-            if getattr(self.settings, table) is not None and not is_stream:
-                self.problems.add(
-                    (*self.key, table), f"only streams (tcp, unix) can have it, not {addresses[0]}"
-                )
-        if self.settings.proxy is not None and not self.settings.proxy.trusted:
-            message = 'nobody may speak the PROXY protocol: name the proxies, as in ["127.0.0.1/32"]'
-            self.problems.add((*self.key, "proxy", "trusted"), message)
-        may_be_unix = is_stream and any(not one.is_internet for one in addresses)
-        for table, rules in (("access", access), ("proxy", trusted)):
-            if rules.has_users and not may_be_unix:
-                message = (
-                    "uid and gid are known of peers on Unix stream sockets only, and there is none in listen"
-                )
-                self.problems.add((*self.key, table), message)
 
     def _check_model(self, handler: type[Any], model: Offer) -> None:
         kind = kind_of(handler)
@@ -355,7 +315,7 @@ class _Composer:
         model: Offer,
         handler: type[Any],
         options: dict[str, Any],
-        edge: tuple[Rules, Rules],
+        edge: Edge,
     ) -> type[TCPServer]:
         base = BASES.get(address.scheme) or (TCPServer if address.kind == "stream" else UDPServer)
         mixins = [] if model.thing is SerialMixIn else [model.thing]
@@ -370,7 +330,9 @@ class _Composer:
         }
         if address.kind == "stream":
             attributes["request_queue_size"] = self.settings.socket.backlog
-            attributes["connection_class"] = self._connection_class(handler)
+            # Where messages and coroutines are at home, the limits are kept there, and cheaper.
+            blocks = kind_of(handler) == "blocking"
+            attributes["connection_class"] = edge.connection_class(keeps_limits=blocks)
         else:
             attributes |= {
                 "max_packet_size": LONGEST_DATAGRAM,
@@ -378,31 +340,9 @@ class _Composer:
                 "reply_only_if_written": True,
             }
         attributes |= getattr(model.thing, "managed", {})
-        before, behind = self._edge_mixins(*edge, attributes)
-        bases = (*before, *hook_mixins(self.plugins), *behind, *mixins, base)
+        attributes |= edge.attributes
+        bases = (*edge.before, *hook_mixins(self.plugins), *edge.behind, *mixins, base)
         return type(_class_name(self.name, base), bases, attributes)
-
-    def _edge_mixins(
-        self, access: Rules, trusted: Rules, attributes: dict[str, Any]
-    ) -> tuple[list[type[Any]], list[type[Any]]]:
-        """Return the mixins that stand before the plugins' hooks and behind them, and set what they need."""
-        limits, before, behind = self.settings.limits, list[type[Any]](), list[type[Any]]()
-        if self.tls is not None or self.settings.proxy is not None:
-            before.append(ThresholdMixIn)
-            attributes |= {"tls": self.tls, "proxy": self.settings.proxy, "trusted": trusted}
-        if access or limits.max_per_client or limits.connect_rate:
-            behind.append(GuardMixIn)
-            attributes["access"] = access
-        return before, behind
-
-    def _connection_class(self, handler: type[Any]) -> type[Connection]:
-        # Where messages and coroutines are at home, the limits are kept there, and cheaper.
-        blocks = kind_of(handler) == "blocking"
-        if self.tls is None:
-            return TimedConnection if blocks else Connection
-        from srvkit.net.encrypted import TimedTlsConnection, TlsConnection
-
-        return TimedTlsConnection if blocks else TlsConnection
 
 
 @dataclass(frozen=True)
