@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
@@ -79,13 +78,27 @@ def missing_packages(model: Any, **options: Any) -> list[Package]:
     return [] if needs is None else [package for package in needs(**options) if package.is_missing()]
 
 
+class Lock(Protocol):
+    """What one holds at a time; a context manager, too."""
+
+    def acquire(self) -> Any:
+        """Wait until nobody holds it, and do."""
+
+    def release(self) -> Any:
+        """Let another one hold it."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> Any: ...
+
+
 class Runners(Protocol):
     """Those who share one connection: threads, unless its socket has other `runners`.
 
     `lock` makes whoever wants it wait, and nobody else.
     """
 
-    lock: AbstractContextManager[Any]
+    lock: Lock
 
     def current(self) -> object:
         """Return who is running now."""
@@ -108,7 +121,7 @@ class Threads:
     current = staticmethod(threading.get_ident)
 
     def __init__(self) -> None:
-        self.lock: AbstractContextManager[Any] = threading.Lock()
+        self.lock: Lock = threading.Lock()
 
     def run(self, call: Callable[[], object], weight: int) -> bool:
         call()

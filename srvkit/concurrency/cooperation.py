@@ -11,7 +11,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import cache
 from time import monotonic
 from typing import Any
@@ -22,6 +22,7 @@ from gevent.hub import Waiter
 from gevent.lock import Semaphore
 from greenlet import greenlet
 
+from srvkit.contracts import Lock
 from srvkit.net.connection import DONT_WAIT
 from srvkit.net.readiness import READ, WRITE
 
@@ -346,7 +347,7 @@ class Runners:
         self._weight = 0
         self._counting = threading.Lock()
         self._turn = Semaphore(1)  # of whoever makes them: each may wait, and they keep their order
-        self.lock: AbstractContextManager[Any] = Semaphore(1)
+        self.lock: Lock = Semaphore(1)
 
     def run(self, call: Callable[[], object], weight: int) -> bool:
         if getcurrent().parent is self._hub:

@@ -355,6 +355,7 @@ class TaskLink(HandlerTask):
             self.abort()
             raise
         self._shaking_hands = False
+        self._moved = monotonic()  # the peer's time for what was written meanwhile begins now
         if outcome:
             fault = error or ConnectionError(f"no handshake: {outcome}")
             self._accuse(outcome, fault)
@@ -500,7 +501,7 @@ class TaskLink(HandlerTask):
         """Return when a limit will have passed if nothing happens, and what that means; 0 for never."""
         limits = self._limits
         candidates = []
-        if self._unsent is not None and limits.write_timeout:
+        if self._unsent is not None and limits.write_timeout and not self._shaking_hands:
             candidates.append((self._moved + limits.write_timeout, WRITE_TIMEOUT))
         if not self._handled:
             seconds, outcome = limits.idle_timeout, IDLE_TIMEOUT

@@ -113,7 +113,9 @@ class StreamLink:
 
     def start_tls(self) -> None:
         to_begin(self.handler.server, self._socket)
-        self._wants_tls = True
+        if not self._wants_tls:
+            self._sending.acquire()  # what others send waits until it can be encrypted
+            self._wants_tls = True
 
     def converse(self) -> str:
         """Talk until the end and return the outcome. Raises what the handler raises."""
@@ -126,6 +128,8 @@ class StreamLink:
                         self._flush()  # the replies to what was handled before
                 raise
             finally:
+                if self._wants_tls:
+                    self._done_with_tls()
                 self._runners.finish()
         except PeerGone:
             if self._lost is None:
@@ -185,23 +189,28 @@ class StreamLink:
 
     def _secure(self) -> str:
         """Shake hands; return "", or how the connection has ended thereby."""
-        self._wants_tls = False
         tls = to_begin(self.handler.server, self._socket)
         if self._account is not None:
             self._account.waits += 1
         try:
-            with self._sending:  # what others send waits until it can be encrypted
-                self._socket.begin_tls(tls)
-                self._socket.wait_for_handshake(tls.settings.handshake_timeout)
+            self._socket.begin_tls(tls)
+            self._socket.wait_for_handshake(tls.settings.handshake_timeout)
         except (PeerError, OSError) as error:
+            if self.closing:
+                return CLOSED
             outcome = handshake_outcome(error)
             self._log(f"{outcome}: {error}")
             return outcome
         finally:
+            self._done_with_tls()
             if self._account is not None:
                 self._account.waits += 1
         self.handler.framing = self.handler.framing.fresh()
         return ""
+
+    def _done_with_tls(self) -> None:
+        self._wants_tls = False
+        self._sending.release()
 
     def _receive(self) -> bytes:
         if self._limits is not None:
@@ -303,22 +312,28 @@ class StreamLink:
                 self._account.bytes_out = self.bytes_out
 
     def _send(self, data: bytes) -> None:
-        with self._sending:
-            if self._lost is not None:
-                raise PeerGone(self._lost)
-            try:
-                if self._account is None or self._limits is None:
-                    self._socket.sendall(data)
-                else:
-                    self._send_in_time(data)
-            except (BlockingIOError, TimeoutError):
-                late = self._answer_by and monotonic() >= self._answer_by
-                self._lost = REQUEST_TIMEOUT if late else WRITE_TIMEOUT
-            except OSError:
-                self._lost = self._lost or RESET
+        if self._wants_tls and self._runners.current() == self._own:
+            self._send_now(data)
+        else:
+            with self._sending:
+                self._send_now(data)
+
+    def _send_now(self, data: bytes) -> None:
+        if self._lost is not None:
+            raise PeerGone(self._lost)
+        try:
+            if self._account is None or self._limits is None:
+                self._socket.sendall(data)
             else:
-                self.bytes_out += len(data)
-                return
+                self._send_in_time(data)
+        except (BlockingIOError, TimeoutError):
+            late = self._answer_by and monotonic() >= self._answer_by
+            self._lost = REQUEST_TIMEOUT if late else WRITE_TIMEOUT
+        except OSError:
+            self._lost = self._lost or RESET
+        else:
+            self.bytes_out += len(data)
+            return
         raise PeerGone(self._lost)
 
     def _send_in_time(self, data: bytes) -> None:
