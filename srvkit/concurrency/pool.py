@@ -48,7 +48,7 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
             self._taken.pop(id(request), None)
             resume = getattr(self, "resume_accepting", None)
             if resume is not None:
-                resume(FULL)
+                resume(FULL, self._is_busy)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a thread handle the request, and stop accepting when it was the last one free."""
@@ -63,10 +63,10 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
             taken.pop(id(request), None)
             raise
         pause = getattr(self, "pause_accepting", None)
-        if pause is not None and len(taken) >= self.threads:
+        if pause is not None and self._is_busy():
             pause(FULL)
-            if len(taken) < self.threads:  # one came free between the count and the pause
-                self.resume_accepting(FULL)
+            if not self._is_busy():  # one came free between the count and the pause
+                self.resume_accepting(FULL, self._is_busy)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request: here and now, or in the loop whenever something arrives."""
@@ -78,10 +78,13 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
 
     def run_step(self, step: Callable[[], object]) -> None:
         """Take the step in a thread, or here while all of them are busy."""
-        if len(self._taken) >= self.threads:
+        if self._is_busy():
             step()
         else:
             super().run_step(step)
+
+    def _is_busy(self) -> bool:
+        return len(self._taken) >= self.threads
 
     def _waits_in_loop(self, request: Any) -> bool:
         if getattr(self, "_loop", None) is None or isinstance(request, tuple):

@@ -553,13 +553,18 @@ class BaseServer:
             for fd in self._listening_fds():
                 self._loop.unwatch(fd)
 
-    def resume_accepting(self, reason: str) -> None:
-        """Take back `pause_accepting(reason)`; safe from any thread, does nothing where it was not called."""
+    def resume_accepting(self, reason: str, unless: Callable[[], bool] | None = None) -> None:
+        """Take back `pause_accepting(reason)`; safe from any thread, does nothing where it was not called.
+
+        `unless`, asked in the loop's thread, tells of a reason that has come up again meanwhile.
+        """
         if reason not in self._pauses:
             return
         loop = self._loop
         if loop is not None and threading.get_ident() != self._loop_thread:
-            loop.call_soon(lambda: self.resume_accepting(reason))
+            loop.call_soon(lambda: self.resume_accepting(reason, unless))
+            return
+        if unless is not None and unless():
             return
         self._pauses.discard(reason)
         self._listen_again()

@@ -82,9 +82,12 @@ class TCPServer(BaseServer):
                 cls.limits.max_connections,
                 cls.limits.when_full,
                 lambda: server.pause_accepting(MAX_CONNECTIONS),
-                lambda: server.resume_accepting(MAX_CONNECTIONS),
+                lambda: server.resume_accepting(MAX_CONNECTIONS, server._is_full),
             )
         return server
+
+    def _is_full(self) -> bool:
+        return self._seats is not None and len(self._seats) >= self._seats.limit
 
     def server_bind(self) -> None:
         """Bind the socket and learn its real address. May be overridden."""
