@@ -141,6 +141,8 @@ class EventLink:
     def start_tls(self) -> None:
         to_begin(self._server, self._request)
         self._tls = WANTED  # no further message is handled
+        # What is encrypted begins afresh; the short way through the messages at hand ends with it.
+        self._handler.framing = self._handler.framing.fresh()
 
     # ---- for the mixin
 
@@ -246,8 +248,7 @@ class EventLink:
             for index, message in enumerate(messages):
                 reply = handler.handle_message(message)
                 usual = type(reply) is bytes or reply is None
-                stops = self.closing or self._tls
-                if not usual or handler.framing is not framing or stops or size > HIGH_WATER:
+                if not usual or handler.framing is not framing or self.closing or size > HIGH_WATER:
                     self._begin_work(self._batch(framing, messages[index:], data, None, reply))
                     return True
                 if reply is not None:
@@ -474,7 +475,6 @@ class EventLink:
                 self._log(f"{outcome}: {error}" if error is not None else outcome)
             self._end(outcome)
             return
-        self._handler.framing = self._handler.framing.fresh()
         self._began = 0.0
         self._last = self._loop.now
         unsent, self._unsent = self._unsent, None

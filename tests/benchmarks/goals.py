@@ -60,6 +60,9 @@ _THREAD_WHY = (
     "what starts a thread per connection costs here 85 to 165 µs from one minute to the next, and the ratio "
     "moves with it; of srvkit's own 41 to 54 µs the C server needs 20, waking a kept thread 10"
 )
+_LINES_WHY = (
+    "the C server took 5.0 to 8.3 µs and `event` 6.9 to 8.4 from run to run on this machine: at the edge"
+)
 _DATAGRAM_WHY = (
     "recvfrom and sendto called from Python cost what all of uvloop does (0.98 to 1.01); the rest is one "
     "handler, framing and link for each datagram, 1.5 µs"
@@ -112,13 +115,21 @@ GOALS = [
         1 / 5,
         f"socketserver {_UDP_HANDLER}",
     ),
-    Goal("`event`, framed lines, 64 connections, to C", LINES, "srvkit event", 1.35, "C epoll"),
+    Goal(
+        "`event`, framed lines, 64 connections, to C",
+        LINES,
+        "srvkit event",
+        1.35,
+        "C epoll",
+        why=_LINES_WHY,
+    ),
     Goal(
         "`event`, framed lines, 64 connections, to uvloop streams",
         LINES,
         "srvkit event",
         1.0,
         "uvloop streams",
+        why=_LINES_WHY,
     ),
     Goal("`event`, connect-echo-close, to C", CONNECT, "srvkit event", 1.7, "C epoll"),
     Goal("`event`, pipelined lines, CPU per message", PIPELINED, "srvkit event", 1.0, unit="µs"),
