@@ -8,6 +8,7 @@ import re
 import resource
 import select
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,15 @@ def end(trace: Any) -> None:
     trace.communicate()
 
 
+def descriptors(pid: int) -> set[int]:
+    """Return those of a process, once it opens and closes none any more: a child may answer before that."""
+    before: set[int] = set()
+    while before != (now := {int(name) for name in os.listdir(f"/proc/{pid}/fd")}):
+        before = now
+        time.sleep(0.05)
+    return now
+
+
 def test_without_descriptors_it_waits_and_recovers(cell: str, edge: Any, client: Any, say: Any) -> None:
     """Who is inside is served all the while, who waits is served when there are some again."""
     program = edge("plain")
@@ -55,7 +65,7 @@ def test_without_descriptors_it_waits_and_recovers(cell: str, edge: Any, client:
         if not cell.startswith("serial"):
             inside = client(program.address(cell))
             assert say(inside, b"hello") == b"hello"
-        taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        taken = descriptors(pid)
         free = next(number for number in range(len(taken) + 1) if number not in taken)
         stack.callback(resource.prlimit, pid, resource.RLIMIT_NOFILE, limits)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limits[1]))
