@@ -33,6 +33,7 @@ from srvkit.net.connection import (
     Connection,
 )
 from srvkit.net.datagrams import reply as send_datagram
+from srvkit.net.framing import UNASKED
 from srvkit.net.readiness import READ, WRITE
 from srvkit.net.tls import to_begin
 
@@ -336,7 +337,7 @@ class TaskLink(HandlerTask):
         if self.fault is not None:
             raise self.fault
         if not self.reader.is_empty():
-            unasked = FrameError("more was sent, in the clear, behind the request for TLS")
+            unasked = FrameError(UNASKED)
             self._accuse(BAD_MESSAGE, unasked)
             raise unasked
         self._loop.unwatch(self._request.fileno())

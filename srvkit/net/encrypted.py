@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from srvkit.errors import PeerError
 from srvkit.net.connection import DONT_WAIT, Connection, TimedConnection, wait_for
 from srvkit.net.readiness import READ, WRITE
-from srvkit.net.tls import ServerTls
+from srvkit.net.tls import ServerTls, in_words
 
 RECORD = 16384  # bytes of plain text in a record, at most (RFC 8446, 5.1)
 OVERHEAD = 2048  # bytes that a record may be longer
@@ -367,7 +367,7 @@ def _in_words(error: ssl.SSLError) -> str:
         return f"the client's certificate is not accepted: {error.verify_message}"
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "the client ended it"
-    reason = (error.reason or str(error)).replace("_", " ").lower()
+    reason = in_words(error)
     meaning = {
         "http request": "the client spoke HTTP in the clear",
         "wrong version number": "the client did not speak TLS",

@@ -518,14 +518,15 @@ class Raw(Framing):
         return message
 
 
+UNASKED = "more was sent, in the clear, behind the request for TLS"
+
+
 def unasked(messages: Sequence[bytes], framing: Framing) -> FrameError | None:
     """Return the fault of a peer that sent more where it had to wait for TLS; None where it did not.
 
     What came in the clear must never be taken for what comes encrypted (CVE-2011-0411).
     """
-    if not messages and not framing.buffered:
-        return None
-    return FrameError("more was sent, in the clear, behind the request for TLS")
+    return FrameError(UNASKED) if messages or framing.buffered else None
 
 
 def hand_over(old: Framing, new: Framing, unhandled: list[bytes], data: bytes) -> bytes:

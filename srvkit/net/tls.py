@@ -158,9 +158,9 @@ def _load_pair(
         if error.reason == "KEY_VALUES_MISMATCH":
             report(key_place, f"{key} is not the key of {cert}")
         elif _is_certificate(cert):
-            report(key_place, f"{key} holds no usable key in PEM ({_in_words(error)})")
+            report(key_place, f"{key} holds no usable key in PEM ({in_words(error)})")
         else:
-            report(place, f"{cert} holds no usable certificate in PEM ({_in_words(error)})")
+            report(place, f"{cert} holds no usable certificate in PEM ({in_words(error)})")
     except _EncryptedKeyError:
         report(key_place, f"{key} is encrypted; srvkit cannot ask for its password: store it without one")
     else:
@@ -186,7 +186,8 @@ def _is_certificate(path: Path) -> bool:
     return True
 
 
-def _in_words(error: Any) -> str:
+def in_words(error: Any) -> str:
+    """Return OpenSSL's reason for an SSLError, as it would be said."""
     return (error.reason or str(error)).replace("_", " ").lower()
 
 
