@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import select
 import socket
 import tempfile
 import threading
@@ -25,6 +24,7 @@ import pytest
 from srvkit.contracts import missing_packages
 from srvkit.errors import PluginError
 from srvkit.in_memory import converse
+from srvkit.net.readiness import READ, WRITE, wait_for
 from srvkit.plugins.manager import make_manager
 from srvkit.process.embed import EmbeddedServer, start
 from srvkit.process.observer import Observer
@@ -269,16 +269,16 @@ def _talk(sock: socket.socket, data: bytes, received: list[bytes], timeout: floa
     if not rest:
         sock.shutdown(socket.SHUT_WR)
     while True:
-        readable, writable, _ = select.select([sock], [sock] if rest else [], [], timeout)
-        if not readable and not writable:
+        if not wait_for(sock.fileno(), timeout, READ | (WRITE if rest else 0)):
             raise TimeoutError(f"no end of the reply, and nothing new for {timeout:g} s")
         try:
-            if readable:
+            with contextlib.suppress(BlockingIOError):
                 received.append(sock.recv(CHUNK))
                 if not received[-1]:
                     return
-            if writable:
-                rest = rest[sock.send(rest) :]
+            if rest:
+                with contextlib.suppress(BlockingIOError):
+                    rest = rest[sock.send(rest) :]
                 if not rest:
                     sock.shutdown(socket.SHUT_WR)
         except ConnectionError:  # the server has closed without reading all: an end as well

@@ -242,3 +242,21 @@ class Readiness:
             timer = heapq.heappop(self._timers)[2]
             if timer.callback is not None:
                 timer.callback()
+
+
+def wait_for(fd: int, timeout: float | None, events: int = READ) -> bool:
+    """Wait at most `timeout` seconds (None: without end) until one descriptor is ready; return whether it is.
+
+    Any descriptor will do: `select` knows only those below 1024, and is asked where there is nothing else.
+    """
+    deadline = None if timeout is None else monotonic() + timeout
+    while True:
+        remaining = None if deadline is None else max(0.0, deadline - monotonic())
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(fd, events)  # POLLIN and POLLOUT have the values of READ and WRITE
+            ready = bool(poll.poll(None if remaining is None else remaining * 1000))
+        else:
+            ready = any(select.select([fd] * bool(events & READ), [fd] * bool(events & WRITE), [], remaining))
+        if ready or remaining == 0:
+            return ready

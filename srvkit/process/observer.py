@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
 import socket
 import tempfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from srvkit.net.readiness import wait_for
 from srvkit.plugins.hookspecs import hookimpl
 
 CHUNK = 65536  # bytes of one read
@@ -73,7 +73,7 @@ class Observer:
         deadline = monotonic() + timeout
         self.read()
         while not (condition() or self.errors):
-            if not select.select([self._news], [], [], max(0.0, deadline - monotonic()))[0]:
+            if not wait_for(self._news.fileno(), max(0.0, deadline - monotonic())):
                 raise TimeoutError(f"the handler is not done after {timeout:g} s")
             self.read()
 

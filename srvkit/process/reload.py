@@ -16,6 +16,7 @@ from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import Timer
+from srvkit.process import descriptors
 from srvkit.process.channel import Message, open_channel
 from srvkit.process.children import ending
 from srvkit.process.cpus import usable_cpus
@@ -25,6 +26,9 @@ from srvkit.process.worker import CANNOT_START
 from srvkit.process.workers import Surroundings, Workers
 
 log = logging.getLogger("srvkit.process")
+
+# Descriptors that a change takes: memory that is mapped has one of its own, and so has the claim of a path.
+FOR_A_WORKER, FOR_A_LISTENER, SPARE = 5, 2, 64
 
 
 @dataclass
@@ -134,6 +138,13 @@ class Change:
 
     def _start(self) -> None:
         before = self._before
+        descriptors.make_room(
+            sum(
+                (settings.workers or usable_cpus()) * FOR_A_WORKER + len(settings.listen) * FOR_A_LISTENER
+                for settings in self.config.server.values()
+            )
+            + SPARE
+        )
         try:
             sockets = ListeningSockets(self.config, before.sockets if before is not None else None)
         except SrvkitError as error:

@@ -17,6 +17,7 @@ from typing import NoReturn
 from srvkit.config.compose import Plan
 from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
+from srvkit.net.readiness import wait_for
 from srvkit.plugins.manager import Plugins
 from srvkit.process.children import ending
 from srvkit.process.signals import hold_back, let_through
@@ -171,7 +172,7 @@ class ServerProcess:
 
     def has_ended(self, timeout: float | None) -> bool:
         """Wait at most `timeout` seconds (None: without end) for the end of the process."""
-        return bool(select.select([self.pidfd], [], [], timeout)[0])
+        return wait_for(self.pidfd, timeout)
 
     def reap(self) -> int:
         """Wait for the end, clean up, and return the exit status; negative for a signal."""

@@ -11,8 +11,6 @@ import faulthandler
 import importlib
 import logging
 import os
-import resource
-import select
 import signal
 import sys
 from collections.abc import Mapping
@@ -28,9 +26,10 @@ from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
 from srvkit.net.address import display
 from srvkit.net.listener import Listener
+from srvkit.net.readiness import wait_for
 from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins
-from srvkit.process import privileges
+from srvkit.process import descriptors, privileges
 from srvkit.process.channel import Channel, Message, end_at_news
 from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
@@ -148,7 +147,7 @@ def _hold_on_to(lifeline: int) -> None:
     Whatever a plugin does meanwhile: the interpreter is not asked, its lock may be held for ever.
     """
     end_at_news(lifeline, -os.getpgrp())
-    if select.select([lifeline], [], [], 0)[0]:  # it died before
+    if wait_for(lifeline, 0):  # it died before
         os._exit(1)
 
 
@@ -343,14 +342,10 @@ def _with_jitter(requests: int) -> int:
 
 def raise_descriptor_limit(connections: int) -> None:
     """Let this process have descriptors for so many connections, as far as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + lingering.MOST + SPARE_DESCRIPTORS
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        log.warning("max_connections is %d, but a process may have %d descriptors only", connections, hard)
-        wanted = hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    allowed = descriptors.raise_limit(wanted)
+    if allowed < wanted:
+        log.warning("max_connections is %d, but a process may have %d descriptors only", connections, allowed)
 
 
 def resident_size(pid: int) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import socket
 import sys
 import threading
@@ -27,7 +26,7 @@ from srvkit.errors import EscapedError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
-from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
+from srvkit.net.readiness import EXCLUSIVE, READ, Readiness, wait_for
 from srvkit.server.guard import LimitSettings, Seats
 from srvkit.server.lingering import Lingering
 
@@ -333,23 +332,10 @@ class BaseServer:
             timeout = self.timeout
         elif self.timeout is not None:
             timeout = min(timeout, self.timeout)
-        if self._wait_readable(timeout):
+        if wait_for(self.fileno(), timeout):
             self._handle_request_noblock()
         else:
             self.handle_timeout()
-
-    def _wait_readable(self, timeout: float | None) -> bool:
-        deadline = None if timeout is None else monotonic() + timeout
-        while True:
-            remaining = None if deadline is None else max(0.0, deadline - monotonic())
-            if hasattr(select, "poll"):
-                poll = select.poll()
-                poll.register(self.fileno(), select.POLLIN)
-                ready: Any = poll.poll(None if remaining is None else remaining * 1000)
-            else:
-                ready = select.select([self.fileno()], [], [], remaining)[0]
-            if ready or remaining == 0:
-                return bool(ready)
 
     def fileno(self) -> int:
         """Return the listening socket's descriptor."""
