@@ -70,8 +70,13 @@ class Board:
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self._fd = _make_memory() if fd is None else fd
-        self._memory = mmap.mmap(self._fd, _SIZE)
+        self._fd = unnamed_file("board", _SIZE) if fd is None else fd
+        try:
+            self._memory = mmap.mmap(self._fd, _SIZE)
+        except BaseException:
+            if fd is None:
+                os.close(self._fd)
+            raise
         self._cells = memoryview(self._memory).cast("q")
         self._writing = threading.Lock()
 
@@ -171,9 +176,3 @@ class ChildRows:
         written, number, bytes_in, bytes_out = self._cells[start : start + self._WIDTH]
         self._free.append(row)
         return (OUTCOMES[number], bytes_in, bytes_out) if written else None
-
-
-def _make_memory() -> int:
-    fd = unnamed_file("board")
-    os.ftruncate(fd, _SIZE)
-    return fd
