@@ -11,7 +11,8 @@
     servers     TCPServer, UDPServer, UnixStreamServer, UnixDatagramServer, on BaseServer
     models      mixins in front of them: ThreadingMixIn, ThreadPoolMixIn, ForkingMixIn, EventMixIn,
                 TaskMixIn (asyncio), GreenletMixIn (gevent); pairs ready made: ThreadingTCPServer, ...
-    errors      ConfigError, which lists everything that is wrong with a configuration
+    errors      ConfigError, which lists everything that is wrong with a configuration; FrameError, which a
+                framing raises for bytes that are no message
     testing     srvkit.pytest_plugin: converse, srvkit_models, and the fixture srvkit_server
 
     class Shout(MessageHandler):
@@ -44,7 +45,7 @@ from srvkit.concurrency.events import EventMixIn
 from srvkit.concurrency.pool import ThreadPoolMixIn
 from srvkit.concurrency.tasks import TaskMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
-from srvkit.errors import ConfigError
+from srvkit.errors import ConfigError, FrameError
 from srvkit.net.framing import Delimiter, FixedSize, Framing, LengthPrefix, Lines, Netstring, Raw
 from srvkit.server.asynchronous import AsyncHandler
 from srvkit.server.base import BaseServer
@@ -75,6 +76,7 @@ __all__ = [
     "Delimiter",
     "EventMixIn",
     "FixedSize",
+    "FrameError",
     "Framing",
     "GreenletMixIn",
     "LengthPrefix",

@@ -79,11 +79,12 @@ class FrameError(PeerError):
     """Bytes of a peer that are no message: too long, malformed, or ended in the middle.
 
     `messages` are the whole messages that came before the fault in the same piece of data; they
-    are to be handled, what follows the fault never is.
+    are to be handled, what follows the fault never is. `cut_short`: the stream ended in the middle.
     """
 
-    def __init__(self, message: str, messages: Sequence[bytes] = ()) -> None:
+    def __init__(self, message: str, messages: Sequence[bytes] = (), cut_short: bool = False) -> None:
         self.messages = list(messages)
+        self.cut_short = cut_short
         super().__init__(message)
 
 

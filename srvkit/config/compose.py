@@ -292,14 +292,22 @@ class _Composer:
             )
             if framing is None:
                 return None
+        # Who wrote the handler may have set a maximum; whoever operates it has the last word.
+        is_decided = framing.max_message is None or self._is_set("limits", "max_message")
         try:
-            # Who wrote the handler may have set a maximum; whoever operates it has the last word.
-            if framing.max_message is None or self._is_set("limits", "max_message"):
-                return framing.fresh(self.settings.limits.max_message)
-            return framing.fresh()
+            made = framing.fresh(self.settings.limits.max_message if is_decided else None)
+            problem = _not_alike(framing, made)
         except ValueError as error:
             self.problems.add((*self.key, "limits", "max_message"), str(error))
             return None
+        except Exception as error:  # of the framing's own, which each connection would meet
+            name = type(framing).__name__
+            problem = str(error) if name in str(error) else f"{name}.fresh(): {type(error).__name__}: {error}"
+        if problem:
+            where = "handler" if self.settings.framing is None else "framing"
+            self.problems.add((*self.key, where), problem)
+            return None
+        return made
 
     def _is_set(self, *path: str) -> bool:
         table: Any = self.problems.source.data
@@ -348,6 +356,20 @@ class _Composer:
 @dataclass(frozen=True)
 class _NoOptions:
     """What is declared where nothing is: any option is unknown."""
+
+
+def _not_alike(framing: Any, made: Any) -> str:
+    """Return what a connection's framing would lack of the one that was written down; "" for nothing."""
+    name = type(framing).__name__
+    if made is framing:
+        return f"{name}.fresh() returns the framing itself, which all connections would then share"
+    there = getattr(made, "__dict__", {})
+    lacking = [key for key in getattr(framing, "__dict__", {}) if key not in there]
+    if lacking:
+        return (
+            f"{name}: {lacking[0]!r} was set after it was made, so no connection has it; let __init__ set it"
+        )
+    return ""
 
 
 def _class_name(name: str, base: type[BaseServer]) -> str:

@@ -6,8 +6,10 @@ nothing of sockets, handlers or timeouts, and does no I/O: whoever feeds it deci
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, Self, TypeAlias
 
@@ -22,6 +24,8 @@ DEFAULT_MAX_MESSAGE = 1024 * 1024
 # 64 KiB costs a server 30 µs where it took 54.
 LONG = 1024
 
+MOST_STILL = 100  # changes of the framing in a row, within one read, that use up nothing
+
 Data: TypeAlias = bytes | bytearray | memoryview
 
 _CR = ord("\r")  # `in` with a number costs half of `in` with bytes, which raises and catches inside
@@ -29,8 +33,48 @@ _COMMA = ord(",")
 _NETSTRING_HEAD = re.compile(rb"(0|[1-9][0-9]{0,19})(:?)")  # more digits than any maximum has
 _new = object.__new__
 
+# Of what cannot change, every connection may have the same one.
+_UNCHANGING = (int, float, complex, str, bytes, bool, type(None), struct.Struct)
 
-class Framing:
+
+class _Remade:
+    """What `Framing.fresh` makes the like of: it remembers by what arguments it was made.
+
+    A class of its own behind `Framing`, so that whoever asks for the parameters of a framing (`inspect`, the
+    configuration) finds those of `__init__` first.
+    """
+
+    __slots__ = ("_arguments",)
+
+    _arguments: tuple[list[Any], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        new = super().__new__(cls)
+        # Taken down now: later on they may have changed with what was fed.
+        new._arguments = [_own(one) for one in args], {key: _own(one) for key, one in settings.items()}
+        return new
+
+
+class _Shared:
+    """Stands for an argument of which there is only one."""
+
+    def __init__(self, argument: object) -> None:
+        self.kind = type(argument).__name__
+
+
+def _own(argument: Any) -> Any:
+    """Return an argument for one framing alone."""
+    if isinstance(argument, _UNCHANGING):
+        return argument
+    if isinstance(argument, Framing):
+        return argument.fresh()
+    try:
+        return copy.deepcopy(argument)
+    except Exception:  # whatever it cannot be copied for
+        return _Shared(argument)
+
+
+class Framing(_Remade):
     """The base of all framings, and of yours.
 
     A framing of your own writes two methods, `take` (how one message is read) and `encode` (how one is
@@ -49,8 +93,9 @@ class Framing:
     One that writes `feed` instead of `take` keeps incomplete bytes in `self.held`; `eof`, `buffered` and
     `rest` go by that. Settings are annotated parameters of `__init__`, kept under the same names: the
     configuration `framing = { name = "short", max_message = 100 }` sets them. `take` may be overridden in
-    a subclass of any framing here, to unescape or check what `super().take` found. Attributes of your own
-    are copied by `fresh`; if one changes while feeding, or is a slot, override `fresh` too.
+    a subclass of any framing here, to unescape or check what `super().take` found. What a framing keeps
+    besides (lists, decoders, framings within it) it makes in `__init__`: each connection has one that was
+    made anew, by the same arguments.
 
     May be read: `max_message`, what the author of the handler asked for, or None; `limit`, the maximum in
     force, in bytes; `held`, the bytes of the incomplete message. One framing serves one connection and
@@ -81,9 +126,13 @@ class Framing:
     def fresh(self, max_message: int | None = None) -> Self:
         """Return a framing of the same settings that holds nothing; `max_message` replaces the maximum.
 
-        Raises ValueError for a maximum the framing cannot keep.
+        One whose class has an `__init__` of its own is made again by the arguments that this one was made
+        with: framings among them are made fresh, other things that may change are copied. Raises ValueError
+        for a maximum the framing cannot keep, TypeError where an argument cannot be copied.
         """
         cls = self.__class__
+        if cls.__init__ not in _PLAIN:
+            return self._made_again(max_message)
         new = _new(cls)
         if max_message is None:
             new.max_message = self.max_message
@@ -94,8 +143,29 @@ class Framing:
             new.max_message = new.limit = max_message
         new.held = b""
         new._fault = ""
-        if cls.__dictoffset__:
-            new.__dict__.update(self.__dict__)
+        return new
+
+    def _made_again(self, max_message: int | None) -> Self:
+        if max_message is not None:
+            _check_positive("max_message", max_message)
+        args, settings = self._arguments
+        for argument in (*args, *settings.values()):
+            if isinstance(argument, _Shared):
+                raise TypeError(
+                    f"the framing {type(self).__name__} was given a {argument.kind}, which cannot be copied: "
+                    f"all connections would have the same one; let its __init__ make it, or override fresh()"
+                )
+        again = [_own(one) for one in args]
+        named = {key: _own(one) for key, one in settings.items()}
+        if max_message is not None:
+            names = list(inspect.signature(type(self)).parameters)
+            if "max_message" in names[: len(again)]:
+                again[names.index("max_message")] = max_message
+            elif "max_message" in names:
+                named["max_message"] = max_message
+        new = type(self)(*again, **named)
+        new.max_message = self.max_message if max_message is None else max_message
+        new.limit = self.limit if max_message is None else max_message
         return new
 
     def take(self, data: bytes | bytearray, start: int, seen: int) -> tuple[bytes, int] | None:
@@ -137,7 +207,7 @@ class Framing:
         if self._fault:
             raise FrameError(self._fault)
         if self.held:
-            self._fail(self._cut("stream"), [], self.held)
+            self._fail(self._cut("stream"), [], self.held, cut_short=True)
 
     def datagram(self, data: Data) -> list[bytes]:
         """Return the messages of one whole datagram; raise FrameError if the last one is cut short."""
@@ -211,15 +281,29 @@ class Framing:
         except FrameError as error:
             self._fail(str(error), messages, data[start:])
         message, end = found or (b"", len(data))
+        if not start < end <= len(data):
+            self._stand_still(start, end, len(data))
         # Escapes may double a message; no known header and trailer come to more than a kilobyte.
         if len(message) > self.limit or end - start > 2 * self.limit + 1024:
             self._fail(f"message longer than {self.limit} bytes", messages, data[start:])
         return found
 
-    def _fail(self, text: str, messages: list[bytes], held: bytes | bytearray) -> NoReturn:
+    def _stand_still(self, start: int, end: int, length: int) -> NoReturn:
+        """Tell the author, whose fault it is: a message takes at least a byte, and no more than there are."""
+        where = "behind the data"
+        if end <= start:
+            where = "before it begins" if end < start else "where it begins"
+        raise RuntimeError(
+            f"{type(self).__name__}.take() says that a message ends {where} (at {end}, of {length} bytes "
+            f"from {start} on); it returns None while a message is incomplete, and its end otherwise"
+        )
+
+    def _fail(
+        self, text: str, messages: list[bytes], held: bytes | bytearray, cut_short: bool = False
+    ) -> NoReturn:
         self._fault = text
         self.held = held
-        raise FrameError(text, messages) from None
+        raise FrameError(text, messages, cut_short) from None
 
     def _release(self) -> bytes:
         held, self.held, self._fault = self.held, b"", ""
@@ -446,7 +530,11 @@ class Netstring(Framing):
 
 
 class FixedSize(Framing):
-    """Messages of `size` bytes each; the size is the maximum, and `max_message` must not be below it."""
+    """Messages of `size` bytes each; the size is the maximum, and `max_message` must not be below it.
+
+    One that a handler puts in the place of another framing keeps to that one's maximum: with a larger size,
+    which a peer may have named, nothing is read.
+    """
 
     __slots__ = ("size",)
 
@@ -458,9 +546,10 @@ class FixedSize(Framing):
 
     def fresh(self, max_message: int | None = None) -> Self:
         new = Framing.fresh(self, max_message)
-        new.size = new.limit = self.size
+        new.size = self.size
         if max_message is not None:
             self._check_room(self.size, max_message)
+            new.limit = self.size
         return new
 
     @staticmethod
@@ -469,6 +558,8 @@ class FixedSize(Framing):
             raise ValueError(f"size = {size} does not fit max_message = {max_message}")
 
     def take(self, data: bytes | bytearray, start: int, seen: int) -> tuple[bytes, int] | None:
+        if self.size > self.limit:
+            raise FrameError(f"message of {self.size} bytes announced, longer than {self.limit} bytes")
         end = start + self.size
         return None if len(data) < end else (bytes(memoryview(data)[start:end]), end)
 
@@ -478,6 +569,8 @@ class FixedSize(Framing):
         if type(data) is not bytes:
             data = bytes(data)
         size, total = self.size, len(data)
+        if size > self.limit:
+            return Framing.feed(self, data)
         if total == size:
             return [data]
         whole = total - total % size
@@ -518,6 +611,9 @@ class Raw(Framing):
         return message
 
 
+# Their instances are all that was set: fresh() need not call them.
+_PLAIN = frozenset(one.__init__ for one in (Framing, Delimiter, Lines, LengthPrefix, FixedSize))
+
 UNASKED = "more was sent, in the clear, behind the request for TLS"
 
 
@@ -537,6 +633,18 @@ def hand_over(old: Framing, new: Framing, unhandled: list[bytes], data: bytes) -
     if new.max_message is None:
         new.limit = old.limit
     return old.rest(unhandled, data)
+
+
+def stands_still(old: Framing, rounds: int) -> int:
+    """Count a hand-over that left as much to be read as before, within one read; return how many there were.
+
+    Raises RuntimeError when that goes on and on: `rest` gives up what was handled already.
+    """
+    if rounds > MOST_STILL:
+        raise RuntimeError(
+            f"{type(old).__name__}.rest() gives up as much as ever, however many messages are handled"
+        )
+    return rounds + 1
 
 
 def _piece(data: bytes | bytearray, start: int, end: int) -> bytes:

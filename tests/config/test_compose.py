@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,22 @@ class NoInstance(MessageHandler):
     framing = Lines
 
 
+class Shared(Lines):
+    """Has no copy: two connections would hold one lock."""
+
+    def __init__(self, lock) -> None:
+        super().__init__()
+
+
+class Later(Lines):
+    """Is given an attribute below, when it was made already."""
+
+
+class Itself(Lines):
+    def fresh(self, max_message=None):
+        return self
+
+
 class NoHandler:
     """Has nothing a server could call."""
 
@@ -62,8 +79,12 @@ HANDLERS = {
     "async": Async,
     "no-instance": NoInstance,
     "no-handler": NoHandler,
+    "shared": type("Shared", (MessageHandler,), {"framing": Shared(threading.Lock())}),
+    "itself": type("Itself", (MessageHandler,), {"framing": Itself()}),
+    "later": type("LaterHandler", (MessageHandler,), {"framing": Later()}),
 }
 
+HANDLERS["later"].framing.mark = b"*"
 Compose = Callable[..., list[Plan]]
 
 
@@ -224,6 +245,27 @@ def test_relative_socket_paths_begin_at_the_configurations_folder(composed):
             ["x.toml:3: server.a.handler: NoInstance.framing is a class, it must be an instance: Lines()"],
         ),
         (server("no-handler"), ["x.toml:3: server.a.handler: NoHandler has no handle(): it is no handler"]),
+        (
+            server("shared"),
+            [
+                "x.toml:3: server.a.handler: the framing Shared was given a lock, which cannot be copied: "
+                "all connections would have the same one; let its __init__ make it, or override fresh()"
+            ],
+        ),
+        (
+            server("itself"),
+            [
+                "x.toml:3: server.a.handler: Itself.fresh() returns the framing itself, which all "
+                "connections would then share"
+            ],
+        ),
+        (
+            server("later"),
+            [
+                "x.toml:3: server.a.handler: Later: 'mark' was set after it was made, so no connection has "
+                "it; let __init__ set it"
+            ],
+        ),
         (
             server(listen='["tcp://127.0.0.1:1", "unixgram:x.sock"]'),
             [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 import tracemalloc
+import zlib
 from itertools import pairwise
 from typing import get_type_hints
 
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import srvkit
 from srvkit.errors import FrameError
 from srvkit.net.framing import (
     DEFAULT_MAX_MESSAGE,
@@ -20,6 +24,7 @@ from srvkit.net.framing import (
     Lines,
     Netstring,
     Raw,
+    hand_over,
 )
 
 
@@ -632,3 +637,129 @@ def test_the_default_maximum_is_a_mebibyte_and_told_apart_from_the_author_s():
 @pytest.mark.parametrize("framing", [Lines, Delimiter, LengthPrefix, Netstring, FixedSize, Raw])
 def test_every_setting_is_annotated(framing):
     assert get_type_hints(framing.__init__)["max_message"] == int | None
+
+
+class Joined(Framing):
+    """Lines that end with '+' go on in the next: it keeps what it has so far in a list."""
+
+    def __init__(self, max_message: int | None = None) -> None:
+        super().__init__(max_message)
+        self.parts: list[bytes] = []
+
+    def take(self, data, start, seen):
+        while (end := data.find(b"\n", start)) >= 0:
+            self.parts.append(bytes(data[start:end]))
+            start = end + 1
+            if not self.parts[-1].endswith(b"+"):
+                message = b"".join(self.parts)
+                self.parts.clear()
+                return message, start
+        return None
+
+
+class Packed(Lines):
+    """Keeps what no copy can be made of, makes it itself, and has slots."""
+
+    __slots__ = ("inner", "packer", "width")
+
+    def __init__(self, width: int, *, inner: Framing) -> None:
+        super().__init__()
+        self.width = width
+        self.inner = inner
+        self.packer = zlib.compressobj()
+
+
+@dataclasses.dataclass
+class Counted(Lines):
+    """Whose __init__ comes after the class."""
+
+    seen: list[bytes] = dataclasses.field(default_factory=list)
+    names: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+
+def test_what_a_framing_keeps_besides_is_made_anew_by_fresh():
+    one, other = (prototype := Joined()).fresh(), prototype.fresh(64)
+    assert one.feed(b"secret+\n") == []
+    assert other.feed(b"hello\n") == [b"hello"]
+    assert one.fresh().feed(b"hello\n") == [b"hello"]
+    assert (other.max_message, other.limit, other.fresh().limit) == (64, 64, 64)
+    assert prototype.parts == []
+
+
+def test_a_framing_within_another_and_what_cannot_be_copied_are_each_connection_s_own():
+    given = Lines()
+    prototype = Packed(2, inner=given)
+    given.feed(b"left by whoever made it")
+    one = prototype.fresh(9)
+    one.inner.feed(b"left by a connection")
+    other = one.fresh()
+    assert (other.width, other.limit, other.inner.buffered) == (2, 9, 0)
+    assert len({id(framing.packer) for framing in (prototype, one, other)}) == 3
+
+
+def test_what_is_given_and_changes_is_copied_as_it_was_given():
+    given = {"a": [1]}
+    one = Counted(names=given).fresh()
+    one.names["a"].append(2)
+    one.seen.append(b"x")
+    assert one.fresh() == Counted(names={"a": [1]})
+    assert given == {"a": [1]}
+
+
+def test_an_argument_that_all_connections_would_share_is_refused_by_name():
+    class Locked(Lines):
+        def __init__(self, lock: object) -> None:
+            super().__init__()
+
+    framing = Locked(threading.Lock())
+    with pytest.raises(TypeError, match="the framing Locked was given a lock, which cannot be copied"):
+        framing.fresh()
+
+
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (0, "ends where it begins"),
+        (-1, "ends before it begins"),
+        (9, r"ends behind the data \(at 9, of 3 bytes"),
+    ],
+)
+def test_a_take_that_uses_up_nothing_or_more_than_there_is_gets_told(end, text):
+    class Wrong(Framing):
+        def take(self, data, start, seen):
+            return b"", end
+
+    for framing in (Wrong(), Wrong().fresh()):
+        with pytest.raises(RuntimeError, match=text):
+            framing.feed(b"abc")
+    held = Wrong()
+    held.held = b"ab"
+    with pytest.raises(RuntimeError, match=text):
+        held.feed(b"c")
+
+
+def test_a_size_that_a_peer_has_named_keeps_to_the_maximum_of_the_framing_before():
+    old = Lines(100)
+    new = FixedSize(101)
+    assert hand_over(old, new, [], b"") == b""
+    with pytest.raises(FrameError, match="message of 101 bytes announced, longer than 100 bytes"):
+        new.feed(b"x")
+    assert new.fresh().limit == 100
+    for new in (FixedSize(100), FixedSize(101, max_message=200)):
+        assert hand_over(old, new, [], b"") == b""
+        assert new.feed(b"x" * new.size) == [b"x" * new.size]
+
+
+def test_the_end_of_a_stream_in_the_middle_is_told_apart_from_wrong_bytes():
+    framing = Netstring()
+    framing.feed(b"5:he")
+    with pytest.raises(FrameError) as caught:
+        framing.eof()
+    assert caught.value.cut_short
+    with pytest.raises(FrameError) as caught:
+        Netstring().feed(b"x")
+    assert not caught.value.cut_short
+    assert srvkit.FrameError is FrameError
