@@ -8,7 +8,6 @@ go together is found here and added to the problems of the file. Nothing is open
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +21,7 @@ from srvkit.config.edge import Edge
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
 from srvkit.contracts import missing_packages
 from srvkit.errors import ConfigError, PluginError, Problem
-from srvkit.net.address import Address, parse
+from srvkit.net.address import Address, overlap, parse
 from srvkit.net.listener import Listener, SocketSettings, bind_each
 from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Offer, Plugins
@@ -389,34 +388,11 @@ def _assignments(attributes: Mapping[str, Any]) -> list[str]:
 def _report_shared_addresses(plans: Sequence[Plan], problems: Problems) -> None:
     places = [(plan, index, address) for plan in plans for index, address in enumerate(plan.addresses)]
     for (first, _, one), (second, index, other) in combinations(places, 2):
-        if _overlap(one, other):
+        if overlap(one, other):
             problems.add(
                 ("server", second.name, "listen", index),
                 f"{other} and {one} of server.{first.name} are the same address",
             )
-
-
-def _overlap(one: Address, other: Address) -> bool:
-    if one.scheme != other.scheme:
-        return one.is_unix and other.is_unix and _same_path(one, other)
-    if one.is_unix:
-        return _same_path(one, other)
-    if one.scheme in ("tcp", "udp"):
-        if one.port != other.port or one.port == 0:
-            return False
-        hosts = {"127.0.0.1" if address.host == "localhost" else address.host for address in (one, other)}
-        return (
-            len(hosts) == 1
-            or bool(hosts & {"", "::"})
-            or ("0.0.0.0" in hosts and not any(":" in host for host in hosts))
-        )
-    return one == other
-
-
-def _same_path(one: Address, other: Address) -> bool:
-    if one.is_abstract or other.is_abstract:
-        return one.path == other.path and one.scheme == other.scheme
-    return os.path.realpath(one.path) == os.path.realpath(other.path)
 
 
 def _ask_plugins(config: Config, plugins: Plugins, problems: Problems) -> None:

@@ -1,16 +1,18 @@
 """One string names one address: `tcp://127.0.0.1:7007`, `unix:run/echo.sock`, `fd:3`, `systemd:echo`.
 
-Only names and numbers: nothing is resolved, opened or bound here.
+Only names and numbers: no host name is resolved, and nothing is opened or bound here.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from srvkit.net import inherited
+from srvkit.net import inherited, unixpath
+from srvkit.net.connection import unmapped
 
 Kind = Literal["stream", "datagram"]
 
@@ -22,13 +24,12 @@ SCHEMES: dict[str, str] = {
     "fd": "fd:N",
     "systemd": "systemd:NAME",
 }
-# sockaddr_un.sun_path is 108 bytes on Linux, 104 on macOS and the BSDs, with the closing NUL.
-MAX_UNIX_PATH = 107 if hasattr(socket, "SO_PEERCRED") else 103
+MAX_UNIX_PATH = unixpath.MAX_PATH
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens. `str()` gives the string it was parsed from, in its canonical form."""
+    """Where a server listens. `str()` gives the string it was parsed from."""
 
     scheme: str
     host: str = ""  # tcp, udp; without the brackets of IPv6; empty means every address
@@ -80,10 +81,31 @@ class Address:
         return self.path.startswith("@")
 
     def relative_to(self, folder: Path) -> Address:
-        """Anchor a relative socket path in `folder`; raises ValueError where that grows too long."""
+        """Anchor a relative socket path in `folder`; raises ValueError where no socket can have that."""
         if not self.is_unix or self.is_abstract:
             return self
         return replace(self, path=_checked_path(str(self), str(folder / self.path)))
+
+    def numeric(self) -> Address | None:
+        """Return the address with its host as the system writes it; None where that is a name.
+
+        Whatever is the same for the kernel is the same then: `127.1` and `127.0.0.1`, `0::1` and `::1`,
+        no host and `::`. IPv4 within IPv6 (`::ffff:127.0.0.1`) is IPv4. What has no host stays as it is.
+        """
+        if not self.is_internet:
+            return self
+        host = self.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
+        try:
+            found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        except (OSError, UnicodeError):
+            return None
+        return self.at(found[0][4])
+
+    def at(self, sockaddr: Any) -> Address:
+        """Return the address with the host of a socket address of the internet, written as `numeric` does."""
+        sockaddr = unmapped(sockaddr)
+        zone = f"%{sockaddr[3]}" if len(sockaddr) == 4 and sockaddr[3] else ""
+        return replace(self, host=f"{sockaddr[0].partition('%')[0]}{zone}")
 
 
 def parse(text: str) -> Address:
@@ -114,8 +136,12 @@ def _parse_unix(text: str, scheme: str, path: str) -> Address:
 
 
 def _checked_path(text: str, path: str) -> str:
-    if len(path.encode()) > MAX_UNIX_PATH:
-        raise ValueError(f"{text!r}: {path} is longer than the {MAX_UNIX_PATH} bytes a socket address holds")
+    try:
+        objection = unixpath.objection(path)
+    except UnicodeEncodeError as error:
+        objection = f"{path!r} cannot be the name of a file in this locale ({error.encoding})"
+    if objection:
+        raise ValueError(f"{text!r}: {objection}")
     return path
 
 
@@ -132,6 +158,61 @@ def _parse_internet(text: str, scheme: str, rest: str) -> Address:
     if "/" in host or "@" in host or any(character.isspace() for character in host):
         raise ValueError(f"{text!r}: {host!r} is no host name")
     return Address(scheme, host=host.strip("[]"), port=int(port))
+
+
+def overlap(one: Address, other: Address) -> bool:
+    """Return whether two addresses are the same, or one of them contains the other.
+
+    They are compared by what they are, not by how they are written; of host names, which nobody resolves
+    here, only `localhost` is known. With port 0 no address is another's.
+    """
+    if one.is_unix and other.is_unix and not one.is_abstract and not other.is_abstract:
+        return place_of(one.path) == place_of(other.path)
+    if one.scheme != other.scheme:
+        return False
+    if one.is_internet:
+        return one.port == other.port != 0 and (covers(one, other) or covers(other, one))
+    if one.scheme == "fd":
+        return one.fd == other.fd or _same_descriptor(one.fd, other.fd)
+    return one == other
+
+
+def covers(wide: Address, narrow: Address) -> bool:
+    """Return whether who listens on `wide` is reached at all of `narrow` too; both of the internet.
+
+    `[::]` is dual stack here, and so contains every other address.
+    """
+    if wide.scheme != narrow.scheme or wide.port != narrow.port:
+        return False
+    wide_host, host = (_host_of(one) for one in (wide, narrow))
+    if wide_host == "::":
+        return ":" in host or socket.has_dualstack_ipv6()
+    return wide_host == host or (wide_host == "0.0.0.0" and ":" not in host)
+
+
+def place_of(path: str) -> tuple[object, ...]:
+    """Return what a path leads to, whatever links it is written with: a folder, and a name in it."""
+    folder, name = os.path.split(os.path.realpath(path))
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return folder, name
+    return found.st_dev, found.st_ino, name
+
+
+def _host_of(address: Address) -> str:
+    numeric = address.numeric()
+    if numeric is not None:
+        return numeric.host
+    name = address.host.lower().rstrip(".")
+    return "127.0.0.1" if name == "localhost" else name
+
+
+def _same_descriptor(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:
+        return False
 
 
 def display(address: Any) -> str:

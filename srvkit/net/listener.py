@@ -7,25 +7,22 @@ Unix socket only while that is still the very file that was made here.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import socket
-import stat
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from srvkit.contracts import FileMode, Size, setting
 from srvkit.errors import ListenError
-from srvkit.net import inherited
+from srvkit.net import inherited, socketfile, unixpath
 from srvkit.net.address import Address
+from srvkit.net.socketfile import FileIdentity, Permissions, identity
 
 try:
-    import fcntl
     import grp
     import pwd
 except ImportError:  # Windows, where no socket has a file; there only the bare classes are of use
@@ -72,7 +69,11 @@ def is_dead(listening: Any) -> bool:
 
 
 class Listener:
-    """A bound socket with the address it came from; `close()` releases both socket and file."""
+    """A bound socket with the address it came from; `close()` releases both socket and file.
+
+    `path` is where its file was made: what the address led to then, whatever links it is written with and
+    wherever they lead by now. `file` is the file itself.
+    """
 
     def __init__(
         self,
@@ -80,12 +81,15 @@ class Listener:
         sock: socket.socket,
         settings: SocketSettings | None = None,
         claim: socket.socket | None = None,
+        path: str = "",
+        file: FileIdentity | None = None,
     ) -> None:
         self.address = address
         self._claim = claim
         self.socket = sock
         self.settings = settings or SocketSettings()
-        self._file = identity(address.path) if address.is_unix and not address.is_abstract else None
+        self.path = path
+        self.file = file or (identity(path) if path else None)
 
     def __repr__(self) -> str:
         return f"<Listener {self.address}>"
@@ -105,6 +109,26 @@ class Listener:
 
     def fileno(self) -> int:
         return self.socket.fileno()
+
+    @property
+    def number(self) -> int:
+        """What the system calls the socket: the same in every process, and no other has it."""
+        return os.fstat(self.fileno()).st_ino
+
+    def bound_to(self) -> Address | None:
+        """Return where it is bound, with the port that the kernel has chosen; None unless of the internet."""
+        if not self.is_internet:
+            return None
+        bound = self.socket.getsockname()
+        return Address("tcp" if self.is_stream else "udp", port=bound[1]).at(bound)
+
+    def is_at(self, path: str) -> bool:
+        """Return whether this path, links and all, leads to its file."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.file
 
     def listen(self) -> None:
         """Let clients connect. Raises ListenError.
@@ -141,8 +165,8 @@ class Listener:
             ):
                 if value:
                     self.socket.setsockopt(socket.SOL_SOCKET, option, value)
-            if self._file is not None and identity(self.address.path) == self._file:
-                _set_permissions(self.address, settings)
+            if self.file is not None and identity(self.path) == self.file:
+                socketfile.set_permissions(self.path, _permissions(self.address, settings))
             if self.is_stream and not is_dead(self.socket):
                 self.listen()
         except (OSError, ListenError) as error:
@@ -150,7 +174,7 @@ class Listener:
 
     def lend(self) -> None:
         """Keep the socket alone, in a forked process: whose file it is, is for its parent to remove."""
-        self._file = None
+        self.file = None
         if self._claim is not None:
             self._claim.close()
             self._claim = None
@@ -165,28 +189,40 @@ class Listener:
     def close(self) -> None:
         """Close the socket and remove its file, unless somebody has put another one in its place."""
         self.leave()
-        if self._file is not None:
-            found = identity(self.address.path)
-            if found == self._file:
+        if self.file is not None:
+            found = identity(self.path)
+            if found == self.file:
                 with suppress(FileNotFoundError):
-                    os.unlink(self.address.path)
+                    os.unlink(self.path)
             elif found is not None:
                 log.warning("%s: the file is not ours any more, left alone", self.address)
-        self._file = None
+        self.file = None
 
 
-def bind_each(address: Address, settings: SocketSettings | None = None) -> list[Listener]:
+def bind_each(
+    address: Address,
+    settings: SocketSettings | None = None,
+    numeric: Address | None = None,
+    beside: Sequence[Listener] = (),
+) -> list[Listener]:
     """Return every listener of an address: one, but for `systemd` as many as were passed by the name.
 
+    `numeric` is what a host name was resolved to, if it was. `beside` are listeners of ours that have a
+    part of the address and are open still; see `share`.
     Raises ListenError with nothing left open; the caller closes. Closing a listener of `systemd` leaves
     the socket itself open and its file in place: they are systemd's.
     """
     if address.scheme != "systemd":
-        return [bind(address, settings)]
+        return [bind(address, settings, numeric, beside)]
     return [Listener(address, sock, settings) for sock in _adopt_named(address)]
 
 
-def bind(address: Address, settings: SocketSettings | None = None) -> Listener:
+def bind(
+    address: Address,
+    settings: SocketSettings | None = None,
+    numeric: Address | None = None,
+    beside: Sequence[Listener] = (),
+) -> Listener:
     """Open a socket and bind it, without listening yet. Raises ListenError; the caller closes.
 
     For an address that may have several sockets there is `bind_each`; here they are an error.
@@ -201,16 +237,16 @@ def bind(address: Address, settings: SocketSettings | None = None) -> Listener:
         return Listener(address, sock, settings)
     if address.scheme == "fd":
         return Listener(address, _adopt(address), settings)
-    family, kind, target = _resolve(address)
-    sock = socket.socket(family, kind)
-    claim = None
+    if address.is_unix:
+        return _bind_unix(address, settings)
+    numeric = numeric or resolve(address)[0]
+    sock = socket.socket(socket.AF_INET6 if ":" in numeric.host else socket.AF_INET, _kind_of(address))
     try:
-        _set_listener_options(sock, address, settings)
-        if address.is_unix and not address.is_abstract:
-            claim = _bind_file(sock, address, settings)
-        else:
-            sock.bind(target)
-        return Listener(address, sock, settings, claim)
+        _set_listener_options(sock, numeric, settings)
+        if beside:
+            share([sock, *beside])
+        sock.bind(_sockaddr(numeric))
+        return Listener(address, sock, settings)
     except OSError as error:
         sock.close()
         raise ListenError(address, _explain(error)) from error
@@ -219,19 +255,48 @@ def bind(address: Address, settings: SocketSettings | None = None) -> Listener:
         raise
 
 
-def _resolve(address: Address) -> tuple[int, int, Any]:
-    kind = socket.SOCK_STREAM if address.kind == "stream" else socket.SOCK_DGRAM
-    if address.is_unix:
-        target = "\0" + address.path[1:] if address.is_abstract else address.path
-        return socket.AF_UNIX, kind, target
-    host = address.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
+def resolve(address: Address) -> list[Address]:
+    """Return the addresses with numbers that a host name stands for, the one to bind first.
+
+    What has no host stands for itself. Raises ListenError.
+    """
+    numeric = address.numeric()
+    if numeric is not None:
+        return [numeric]
     try:
-        found = socket.getaddrinfo(host, address.port, type=kind, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            address.host, address.port, type=_kind_of(address), flags=socket.AI_PASSIVE
+        )
     except OSError as error:
         raise ListenError(address, f"the host name cannot be resolved ({error.strerror})") from error
     # A name with both kinds of address is served on IPv4, as the standard library does.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    return found[0][0], kind, found[0][4]
+    return list(dict.fromkeys(address.at(entry[4]) for entry in found))
+
+
+def share(sockets: Sequence[Any], on: bool = True) -> None:
+    """Let addresses of these sockets contain one another, or not any longer.
+
+    One that listens on 127.0.0.1:7 keeps the kernel from having 0.0.0.0:7 bound, and the other way round,
+    unless both have SO_REUSEPORT, which may be said of a socket that listens already. It must hold until
+    both listen, since that is when the kernel looks once more. Each connection then goes to the narrower
+    of the two, so that there is no moment in which nobody has the address.
+    """
+    option = getattr(socket, "SO_REUSEPORT", None)
+    for sock in sockets if option is not None else ():
+        with suppress(OSError):  # closed already, or the kernel has no such thing: binding says so
+            getattr(sock, "socket", sock).setsockopt(socket.SOL_SOCKET, option, on)
+
+
+def _kind_of(address: Address) -> socket.SocketKind:
+    return socket.SOCK_STREAM if address.kind == "stream" else socket.SOCK_DGRAM
+
+
+def _sockaddr(numeric: Address) -> Any:
+    (*_, found), *_ = socket.getaddrinfo(
+        numeric.host, numeric.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )
+    return found
 
 
 def _set_listener_options(sock: socket.socket, address: Address, settings: SocketSettings) -> None:
@@ -239,11 +304,11 @@ def _set_listener_options(sock: socket.socket, address: Address, settings: Socke
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.receive_buffer)
     if settings.send_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer)
-    if address.is_unix:
+    if sock.family == socket.AF_UNIX:
         return
     if sock.family == socket.AF_INET6:
         # Said explicitly, because the kernel's default is a setting of the machine.
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host not in ("", "::"))
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
     if address.kind == "stream":
         # Restart while old connections are in TIME_WAIT. Never for datagrams: there it would let a second
         # server in unnoticed.
@@ -290,90 +355,37 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) -> socket.socket | None:
-    mode = int(settings.mode, 8)
-    with _directory_locked(address):
-        claim = _claim(address)
-        try:
-            _remove_if_stale(sock, address)
-            # The mode of the socket itself is the most that bind() gives its file (Linux): there is no
-            # moment in which others may connect. chmod() gives back what the umask took away.
-            os.fchmod(sock.fileno(), mode)
-            sock.bind(address.path)
-            try:
-                _set_permissions(address, settings)
-            except BaseException:
-                os.unlink(address.path)
-                raise
-        except BaseException:
-            if claim is not None:
-                claim.close()
-            raise
-    return claim
-
-
-def _set_permissions(address: Address, settings: SocketSettings) -> None:
-    if settings.owner or settings.group:
-        os.chown(address.path, _user_id(address, settings), _group_id(address, settings))
-    os.chmod(address.path, int(settings.mode, 8))
-
-
-def _claim(address: Address) -> socket.socket | None:
-    """Take the path as ours for as long as the socket returned is open.
-
-    A socket that is bound and does not listen yet refuses connections as a stale one does. An abstract
-    name, which is gone with its last descriptor, tells the two apart (Linux alone has them).
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    path = os.path.join(os.path.realpath(os.path.dirname(address.path)), os.path.basename(address.path))
-    name = hashlib.sha256(path.encode()).hexdigest()
-    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def _bind_unix(address: Address, settings: SocketSettings) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, _kind_of(address))
     try:
-        claim.bind(f"\0srvkit:{os.getuid()}:{name}")
-    except OSError:
-        claim.close()
-        if os.path.lexists(address.path):
-            raise ListenError(address, "another server is listening there") from None
-        return None  # it has lost its file: whoever comes next may have the path
-    return claim
+        _set_listener_options(sock, address, settings)
+        if not address.is_abstract:
+            return _bind_file(sock, address, settings)
+        sock.bind(b"\0" + os.fsencode(address.path[1:]))
+        return Listener(address, sock, settings)
+    except OSError as error:
+        sock.close()
+        raise ListenError(address, _explain(error)) from error
+    except BaseException:
+        sock.close()
+        raise
 
 
-@contextmanager
-def _directory_locked(address: Address) -> Iterator[None]:
-    """Keep two starting servers from replacing each other's file; locks the folder, leaves no file behind."""
-    folder = Path(address.path).parent
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise ListenError(address, f"the folder {folder} does not exist") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) -> Listener:
+    folder, name = os.path.split(address.path)
+    path = os.path.join(os.path.realpath(folder), name)
+    if unixpath.is_long(path) and unixpath.is_long(address.path):
+        log.warning(
+            "%s: longer than the %d bytes of a socket address: clients need a shorter, a relative way there",
+            address,
+            unixpath.MAX_PATH,
+        )
+    claim = socketfile.make(sock, address, path, _permissions(address, settings))
+    return Listener(address, sock, settings, claim, path)
 
 
-def _remove_if_stale(sock: socket.socket, address: Address) -> None:
-    try:
-        found = os.lstat(address.path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise ListenError(address, "a file that is no socket stands there; it was left untouched")
-    with socket.socket(socket.AF_UNIX, sock.type) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(address.path)
-        except ConnectionRefusedError:
-            os.unlink(address.path)
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno not in (errno.EPROTOTYPE, errno.EAGAIN, errno.EINPROGRESS):
-                raise
-    raise ListenError(address, "another server is listening there")
+def _permissions(address: Address, settings: SocketSettings) -> Permissions:
+    return Permissions(int(settings.mode, 8), _user_id(address, settings), _group_id(address, settings))
 
 
 def _user_id(address: Address, settings: SocketSettings) -> int:
@@ -392,15 +404,6 @@ def _group_id(address: Address, settings: SocketSettings) -> int:
         return grp.getgrnam(settings.group).gr_gid
     except KeyError:
         raise ListenError(address, f"there is no group {settings.group!r}") from None
-
-
-def identity(path: Path | str | int) -> tuple[int, int] | None:
-    """Return what a file or an open descriptor is; None where there is none. Links are not followed."""
-    try:
-        found = os.fstat(path) if isinstance(path, int) else os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _warn_if_capped(address: Address, backlog: int) -> None:

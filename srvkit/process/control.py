@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from srvkit.net.listener import identity
 from srvkit.net.readiness import WRITE, Readiness
+from srvkit.net.socketfile import identity
 from srvkit.process.places import PlaceError, make_folder, remove_if, temporary_name
 
 log = logging.getLogger("srvkit.process")

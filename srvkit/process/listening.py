@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from srvkit.config.model import Config, ServerSettings
-from srvkit.net.address import Address, parse
-from srvkit.net.listener import Listener, bind_each
+from srvkit.errors import ListenError
+from srvkit.net.address import Address, covers, overlap, parse
+from srvkit.net.listener import Listener, bind_each, resolve, share
 
 
 def addresses_of(settings: ServerSettings, config: Config) -> list[Address]:
@@ -23,8 +24,13 @@ def addresses_of(settings: ServerSettings, config: Config) -> list[Address]:
 class ListeningSockets:
     """What a configuration listens on; made from the one before, whose sockets it takes over.
 
+    An address is the same where it is bound to the same, or leads to the same file, however it is written.
     Nothing of `before` is closed or changed until `take_over()`; `give_up()` closes what was added instead.
     Raises ListenError, with nothing added left open.
+
+    Where an address grows (127.0.0.1:7 becomes 0.0.0.0:7) both sockets are served: the kernel gives each
+    connection to the narrower one, and closing that would cut those it has not handed out yet. Where it
+    shrinks, the new socket is the narrower one, and the old one is drained as any that is of no use.
     """
 
     def __init__(self, config: Config, before: ListeningSockets | None = None) -> None:
@@ -32,6 +38,8 @@ class ListeningSockets:
         self.added: list[Listener] = []
         self._by_address: dict[tuple[str, str], list[Listener]] = {}
         self.of: dict[str, list[Listener]] = {}  # by the name of the server
+        self._placed: list[tuple[str, Address, Address]] = []  # server, as written, with numbers
+        self._sharing: list[Listener] = []  # until all of them listen
         try:
             for name, settings in config.server.items():
                 self.of[name] = [
@@ -39,6 +47,7 @@ class ListeningSockets:
                     for address in addresses_of(settings, config)
                     for listener in self._find_or_bind(name, address, settings)
                 ]
+            self._keep_what_is_covered()
         except BaseException:
             self.give_up()
             raise
@@ -48,7 +57,7 @@ class ListeningSockets:
     def inherited(cls, entries: list[tuple[str, str, str, Listener]]) -> ListeningSockets:
         """Know sockets that a predecessor of this program has opened; each with its server and its key."""
         made = cls.__new__(cls)
-        made._before, made.added, made._settings = None, [], {}
+        made._before, made.added, made._settings, made._sharing = None, [], {}, []
         made._by_address, made.of = {}, {}
         for server, name, address, listener in entries:
             made._by_address.setdefault((name, address), []).append(listener)
@@ -70,21 +79,73 @@ class ListeningSockets:
             yield from listeners
 
     def _find_or_bind(self, name: str, address: Address, settings: ServerSettings) -> list[Listener]:
-        # With port 0 several servers may have the same address, and yet each its own sockets.
-        key = (name if address.scheme in ("tcp", "udp") and not address.port else "", str(address))
-        found = self._before._by_address.get(key) if self._before is not None else None
+        choices = resolve(address)
+        found = None
+        for numeric in choices:  # a name server may give them in another order each time
+            found = self._of_before(name, numeric)
+            if found is not None:
+                break
+        else:
+            numeric = choices[0]
+        self._place(name, address, numeric)
         if found is None:
-            found = bind_each(address, settings.socket)
+            beside = self._beside(numeric)
+            found = bind_each(address, settings.socket, numeric, beside)
             self.added += found
+            self._sharing += [*beside, *found] if beside else ()
             for listener in found:
                 # Workers share it: where one has taken what woke them all, the others must not wait.
                 if listener.is_stream:
                     os.set_blocking(listener.fileno(), False)
-        self._by_address[key] = found
+        self._by_address[_key(name, numeric)] = found
         return found
 
+    def _of_before(self, name: str, numeric: Address) -> list[Listener] | None:
+        """Return what listens there already, if anything of ours does."""
+        if self._before is None:
+            return None
+        if numeric.is_internet and numeric.port:
+            found = [one for one in self._before if one.bound_to() == numeric]
+        elif numeric.is_unix and not numeric.is_abstract:
+            is_stream = numeric.kind == "stream"
+            found = [one for one in self._before if one.is_at(numeric.path) and one.is_stream == is_stream]
+        else:
+            return self._before._by_address.get(_key(name, numeric))
+        return found[:1] or None
+
+    def _place(self, name: str, address: Address, numeric: Address) -> None:
+        for server, other, placed in self._placed:
+            if overlap(numeric, placed):
+                raise ListenError(address, f"{other} of server.{server} is the same address")
+        self._placed.append((name, address, numeric))
+
+    def _beside(self, numeric: Address) -> list[Listener]:
+        """Return listeners of before that are bound to a part of the address, or to more than it."""
+        if self._before is None or not numeric.is_internet:
+            return []
+        bounds = ((one, one.bound_to()) for one in self._before)
+        return [one for one, bound in bounds if bound is not None and overlap(bound, numeric)]
+
+    def _keep_what_is_covered(self) -> None:
+        """Serve on with what is bound to a part of an address, by the server that has the whole of it."""
+        kept = {id(listener) for listener in self}
+        for (name, key), listeners in self._before._by_address.items() if self._before is not None else ():
+            for listener in listeners:
+                bound = listener.bound_to()
+                if bound is None or id(listener) in kept:
+                    continue
+                for server, _, wide in self._placed:
+                    if wide.port and covers(wide, bound):
+                        self.of[server].append(listener)
+                        self._by_address.setdefault((name, key), []).append(listener)
+                        break
+
     def take_over(self) -> list[Listener]:
-        """Let the new settings hold for what stays; return the listeners that are of no use any more."""
+        """Let the new settings hold for what stays; return the listeners that are of no use any more.
+
+        All of them listen by now.
+        """
+        share(self._sharing, False)
         for name, listeners in self.of.items():
             for listener in listeners:
                 if listener not in self.added:
@@ -98,6 +159,7 @@ class ListeningSockets:
 
     def give_up(self) -> None:
         """Close what was added."""
+        share(self._sharing, False)
         for listener in self.added:
             listener.close()
 
@@ -105,3 +167,8 @@ class ListeningSockets:
         """Close them all, and remove their files."""
         for listener in self:
             listener.close()
+
+
+def _key(name: str, numeric: Address) -> tuple[str, str]:
+    # With port 0 several servers may have the same address, and yet each its own sockets.
+    return name if numeric.is_internet and not numeric.port else "", str(numeric)

@@ -20,7 +20,7 @@ from typing import Self
 from srvkit.config.model import SrvkitSettings
 from srvkit.errors import SrvkitError
 from srvkit.net.address import MAX_UNIX_PATH
-from srvkit.net.listener import identity
+from srvkit.net.socketfile import identity
 
 try:
     import fcntl

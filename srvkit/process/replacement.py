@@ -165,13 +165,16 @@ def listener_entry(listener: Listener, descriptors: list[int]) -> Table:
         "address": str(listener.address),
         "fd": listener.fileno(),
         "claim": claim.fileno() if claim is not None else None,
+        "path": listener.path,
+        "file": listener.file,
     }
 
 
 def listener_of(entry: Table) -> Listener:
     """Make the listener of an entry."""
     claim = _socket(entry["claim"]) if entry["claim"] is not None else None
-    return Listener(parse(entry["address"]), _socket(entry["fd"]), None, claim)
+    address, path, file = parse(entry["address"]), entry["path"], entry["file"]
+    return Listener(address, _socket(entry["fd"]), None, claim, path, tuple(file) if file else None)
 
 
 def _socket(fd: int) -> socket.socket:

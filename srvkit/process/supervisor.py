@@ -437,7 +437,7 @@ class Supervisor:
             workers.keep_up()
         if before is not None:
             self._old += before.workers.values()
-            shared = [str(listener.address) for listener in made.sockets]
+            shared = [listener.number for listener in made.sockets]
             for workers in before.workers.values():
                 workers.retire(before.config.srvkit.drain_timeout, shared)
         for listener in removed:

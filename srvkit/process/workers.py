@@ -190,8 +190,8 @@ class Workers:
         for worker in serving[count:]:
             self._retire(worker)
 
-    def retire(self, timeout: float, shared: Sequence[str]) -> None:
-        """Let all finish what they have and end; others serve the addresses in `shared` from now on."""
+    def retire(self, timeout: float, shared: Sequence[int]) -> None:
+        """Let all finish what they have and end; others serve the listeners in `shared` from now on."""
         self.open_doors = {worker.pid for worker in self.listening()}
         self._end({"do": "retire", "timeout": timeout, "shared": list(shared)}, timeout)
 
@@ -354,7 +354,7 @@ class Workers:
             self._to_retire.remove(worker)
         if worker.pid in self.workers and worker.order is None:
             timeout = self._config.srvkit.drain_timeout
-            shared = [str(listener.address) for listener in self.listeners]
+            shared = [listener.number for listener in self.listeners]
             self._tell_to_end(worker, {"do": "retire", "timeout": timeout, "shared": shared}, timeout)
         if self._to_retire:
             self.start()

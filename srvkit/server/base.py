@@ -78,7 +78,7 @@ class BaseServer:
     _seats: Seats | None = None
     _lingering: Lingering | None = None  # connections whose peers have not ended, once they were handled
     has_peers = False  # whether other processes wait for the same listening sockets
-    shared: frozenset[str] = frozenset()  # addresses whose queues others serve when this server has stopped
+    shared: frozenset[int] = frozenset()  # listeners whose queues others serve when this server has stopped
     draining = False  # whether begin_drain() was called: conversations end after the message at hand
     patience = 0.0  # while draining: seconds in which who has just connected is expected to say a first word
     _loop: Readiness | None = None
@@ -281,7 +281,7 @@ class BaseServer:
     def _take_the_rest(self) -> None:
         """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
         for listener in self._listeners:
-            if str(listener.address) in self.shared:
+            if listener.number in self.shared:
                 assert self._loop is not None
                 self._loop.unwatch(listener.fileno())
                 if self.has_peers and not self._pauses:

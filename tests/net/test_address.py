@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from srvkit.net.address import MAX_UNIX_PATH, Address, display, parse
+from srvkit.net.address import MAX_UNIX_PATH, Address, display, overlap, parse
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,56 @@ def test_a_descriptor_is_of_the_kind_that_it_is(tmp_path: Path) -> None:
             assert parse(f"fd:{sock.fileno()}").kind == name
     with (tmp_path / "file").open("w") as file, pytest.raises(OSError, match="socket"):
         assert parse(f"fd:{file.fileno()}").kind
+
+
+@pytest.mark.parametrize(
+    ("text", "numeric"),
+    [
+        ("tcp://127.1:7", "tcp://127.0.0.1:7"),
+        ("tcp://[0:0:0::1]:7", "tcp://[::1]:7"),
+        ("udp://[::FFFF:127.0.0.1]:7", "udp://127.0.0.1:7"),
+        ("tcp://[::0]:7", "tcp://[::]:7"),
+        ("tcp://example.org:7", None),
+        ("tcp://" + "x" * 80 + ":7", None),
+        ("tcp://höhle:7", None),
+        ("unix:a.sock", "unix:a.sock"),
+        ("systemd:a", "systemd:a"),
+    ],
+)
+def test_a_number_has_one_spelling_and_a_name_is_none(text: str, numeric: str | None) -> None:
+    found = parse(text).numeric()
+    assert (str(found) if found is not None else None) == numeric
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("tcp://LOCALHOST.:1", "tcp://127.0.0.1:1", True),
+        ("tcp://Example.org:1", "tcp://example.org.:1", True),
+        ("tcp://[::ffff:127.0.0.1]:1", "tcp://127.1:1", True),
+        ("tcp://[::0]:1", "tcp://10.0.0.1:1", True),
+        ("tcp://[::1]:1", "tcp://[0::1]:1", True),
+        ("tcp://[::ffff:0.0.0.0]:1", "tcp://[::1]:1", False),
+        ("tcp://example.org:1", "tcp://example.net:1", False),
+        ("tcp://127.1:0", "tcp://127.0.0.1:0", False),
+    ],
+)
+def test_addresses_are_compared_by_what_they_are(one: str, other: str, same: bool) -> None:
+    assert overlap(parse(one), parse(other)) is overlap(parse(other), parse(one)) is same
+
+
+def test_two_descriptors_of_one_socket_are_one_address() -> None:
+    with socket.socket() as one, one.dup() as again, socket.socket() as other:
+        first = parse(f"fd:{one.fileno()}")
+        assert overlap(first, parse(f"fd:{again.fileno()}"))
+        assert not overlap(first, parse(f"fd:{other.fileno()}"))
+
+
+def test_a_path_is_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "a").touch()
+    (tmp_path / "b").symlink_to("link/a")
+    one = parse(f"unix:{tmp_path}/a")
+    assert all(overlap(one, parse(f"unixgram:{tmp_path}/{other}")) for other in ("a", "link/a", "b"))
+    assert not overlap(one, parse(f"unix:{tmp_path}/c"))
+    assert not overlap(one, parse("unix:@a"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from srvkit.errors import ListenError
-from srvkit.net import inherited
+from srvkit.net import inherited, unixpath
 from srvkit.net.address import parse
 from srvkit.net.listener import SocketSettings, bind, bind_each
 
@@ -383,3 +383,82 @@ def test_several_sockets_of_one_name_are_several_listeners(monkeypatch: Any) -> 
             listener.close()
         with pytest.raises(ListenError, match="several sockets were passed by this name"):
             bind(parse("systemd:a"))
+
+
+# Paths of every kind
+
+
+def talk_to(path: str, kind_: int) -> None:
+    with socket.socket(socket.AF_UNIX, kind_) as client:
+        unixpath.connect(client, path)
+
+
+def test_a_path_may_be_longer_than_a_socket_address(scheme: str, tmp_path: Path, caplog: Any) -> None:
+    folder = tmp_path / ("x" * 60) / ("y" * 60)
+    folder.mkdir(parents=True)
+    path = folder / "s"
+    with socket.socket(socket.AF_UNIX, kind(scheme)) as dead:
+        unixpath.bind(dead, path)
+    listener = bound(f"{scheme}:{path}")  # and is found stale there, as anywhere
+    listener.listen()
+    talk_to(str(path), kind(scheme))
+    with pytest.raises(ListenError, match="another server is listening there"):
+        bound(f"{scheme}:{path}")
+    assert "clients need a shorter, a relative way there" in caplog.text
+    listener.close()
+    assert not path.exists()
+    with pytest.raises(ValueError, match=r"holds, and the file's name alone is longer than \d+$"):
+        parse(f"{scheme}:{folder}/{'z' * 100}")
+
+
+def test_a_path_need_not_be_utf_8(scheme: str, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"h\xf6hle")
+    folder.mkdir()
+    listener = bind(parse(f"{scheme}:s").relative_to(folder))
+    listener.listen()
+    talk_to(f"{folder}/s", kind(scheme))
+    with pytest.raises(ListenError, match="another server is listening there"):
+        bind(parse(f"{scheme}:s").relative_to(folder))
+    listener.close()
+    assert not list(folder.iterdir())
+
+
+def test_an_abstract_name_need_not_be_utf_8(scheme: str) -> None:
+    name = f"srvkit-{os.getpid()}-".encode() + b"\xf6"
+    listener = bound(f"{scheme}:@{os.fsdecode(name)}")
+    assert listener.socket.getsockname() == b"\0" + name
+    listener.close()
+
+
+def test_the_file_goes_wherever_the_program_has_gone(scheme: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    listener = bound(f"{scheme}:s")
+    monkeypatch.chdir("/")
+    listener.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_is_of_the_folder_and_not_of_its_name(scheme: str, tmp_path: Path) -> None:
+    """Containers that share the network's names have each a folder of their own at one path."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first = bound(f"{scheme}:{folder}/s")
+    folder.rename(tmp_path / "of the first")
+    folder.mkdir()
+    (folder / "s").touch()
+    with pytest.raises(ListenError, match="a file that is no socket"):
+        bound(f"{scheme}:{folder}/s")
+    (folder / "s").unlink()
+    with socket.socket(socket.AF_UNIX, kind(scheme)) as dead:
+        dead.bind(f"{folder}/s")
+    second = bound(f"{scheme}:{folder}/s")
+    with pytest.raises(ListenError, match="another server is listening there"):  # and does not listen yet
+        bound(f"{scheme}:{folder}/s")
+    second.close()
+    first.close()
+
+
+def test_ipv4_within_ipv6_is_ipv4() -> None:
+    listener = bound("tcp://[::ffff:127.0.0.1]:0")
+    assert listener.socket.getsockname()[0] == "127.0.0.1"
+    listener.close()

@@ -55,6 +55,36 @@ def test_who_connects_once_a_reload_is_answered_meets_the_new_configuration(mode
         assert words == {word}
 
 
+@pytest.mark.parametrize("model", ["serial", "threading", "event"])
+def test_no_client_is_lost_while_an_address_grows_and_shrinks(model, managed, load):
+    """Neither is one by another spelling of the same."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = [
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "[::]",
+        "127.1",
+        "[::0]",
+        "127.0.0.1",
+        "0.0.0.0",
+        "127.0.0.1",
+    ]
+    if not socket.has_dualstack_ipv6():
+        hosts = [host for host in hosts if ":" not in host]
+    managed.write(server(model, listen=f"tcp://{hosts[0]}:{port}"))
+    managed.begin()
+    with load(lambda: socket.create_connection(("127.0.0.1", port), 30)) as it:
+        for host in hosts[1:]:
+            managed.write(server(model, listen=f"tcp://{host}:{port}"))
+            managed.reload()
+    it.verify()
+    assert managed.address() == f"tcp://127.0.0.1:{port}"
+    assert managed.program.end() == 0
+
+
 def reload_under_load(managed, load, times, name="a"):
     """Reload one after the other while clients come; return the load, all of whose requests were answered."""
     address = managed.address(name)
