@@ -1,4 +1,4 @@
-"""Conversations with handlers in memory: no socket, no thread, no server.
+"""Conversations with handlers in memory: no socket, no server; a thread only where a loop runs already.
 
 For tests that ask what a handler answers and not how it is served. Limits and timeouts play no part;
 sockets are not known here.
@@ -27,14 +27,15 @@ def converse(
     client_address: Any = PEER,
     server: Any = None,
 ) -> Any:
-    """Run a handler in memory and return what it says: no connection, no thread.
+    """Run a handler in memory and return what it says: no connection, no server.
 
     For a `MessageHandler` the list of its replies, as messages: what `connected` says, then the answers to
     each of `messages` and what it sends besides, until it closes. Framing is not applied, but a reply that
     the handler's framing cannot encode is an error as ever. For a datagram handler likewise the list
     of datagrams that answer those of `messages`, a handler each. For any other handler the bytes it has
     written; each of `messages` is then what one `recv` finds, the end of the list that of the stream. An
-    `AsyncHandler` finds all of them arrived, and is awaited in a loop of its own.
+    `AsyncHandler` finds all of them arrived, and is awaited in a loop of its own; in an `async def` test or a
+    notebook, where a loop runs already, in a thread of its own too.
 
     `options` are the handler's, as in its table; `server` stands for the server. The handler's `startup`
     is not called. Raises what the handler raises, and ConfigError for wrong options.

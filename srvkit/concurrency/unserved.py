@@ -6,7 +6,9 @@ For tests. The streams are those that a server gives it; what stands behind them
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from srvkit.concurrency.streams import Reader, Writer
@@ -15,8 +17,8 @@ from srvkit.concurrency.streams import Reader, Writer
 def run_unserved(handler: Any, incoming: Iterable[bytes]) -> bytes:
     """Await the handler's `handle()` in a loop of its own, and return what it has written.
 
-    `incoming` has arrived already, and its end. Raises what the handler raises; RuntimeError within
-    another loop.
+    `incoming` has arrived already, and its end. Where a loop is running in this thread, theirs runs in
+    another thread, which this call waits for. Raises what the handler raises.
     """
     transport = _Memory(handler.client_address)
 
@@ -32,8 +34,35 @@ def run_unserved(handler: Any, incoming: Iterable[bytes]) -> bytes:
         finally:
             transport.close()  # as a server does; a writer left open complains when it is collected
 
-    asyncio.run(conversation())
+    _run(conversation)
     return b"".join(transport.sent)
+
+
+def _run(conversation: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(conversation())
+    else:
+        _run_apart(conversation)
+
+
+def _run_apart(conversation: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run it in a thread of its own: a thread has one running loop at most."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(conversation())
+        except BaseException as error:  # also what ends a thread without a word
+            raised.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="conversation", daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised.pop()
 
 
 class _Memory:
