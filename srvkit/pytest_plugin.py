@@ -114,11 +114,14 @@ class LiveServer:
         sock.settimeout(timeout)
         if self._transport == "unixgram":
             sock.bind(str(self._folder / f"client-{len(self._open)}.sock"))  # or nobody could answer it
-        sock.connect(self.address)
+        elif self._transport != "unix":
+            sock.bind((self.address[0], 0))
+        # Before it connects: it may be refused, and its end known, before connect() returns.
         name = repr(sock.getsockname())
         self._observer.read()
         self._observer.ended.discard(name)  # an earlier client's, who had the same port
         self._names.add(name)
+        sock.connect(self.address)
         return sock
 
     def exchange(self, data: bytes, timeout: float = PATIENCE) -> bytes:
@@ -186,8 +189,7 @@ class LiveServer:
         """End the sending sides and wait a moment, so that everything the test has sent is handled."""
         deadline = monotonic() + LAST_MOMENT
         for sock in self._open if self._transport in STREAMS else ():
-            with contextlib.suppress(OSError):  # closed by the test, or by the server
-                sock.shutdown(socket.SHUT_WR)
+            _end_sending(sock)
         for sock in self._open if self._transport in STREAMS else ():
             with contextlib.suppress(OSError):
                 sock.settimeout(max(0.001, deadline - monotonic()))
@@ -267,22 +269,30 @@ def _talk(sock: socket.socket, data: bytes, received: list[bytes], timeout: floa
     rest = memoryview(data)
     sock.setblocking(False)
     if not rest:
-        sock.shutdown(socket.SHUT_WR)
+        _end_sending(sock)
     while True:
         if not wait_for(sock.fileno(), timeout, READ | (WRITE if rest else 0)):
             raise TimeoutError(f"no end of the reply, and nothing new for {timeout:g} s")
-        try:
+        if rest:
             with contextlib.suppress(BlockingIOError):
-                received.append(sock.recv(CHUNK))
-                if not received[-1]:
-                    return
-            if rest:
-                with contextlib.suppress(BlockingIOError):
+                try:
                     rest = rest[sock.send(rest) :]
-                if not rest:
-                    sock.shutdown(socket.SHUT_WR)
-        except ConnectionError:  # the server has closed without reading all: an end as well
-            return
+                except ConnectionError:  # the server has closed without reading all; its reply may be here
+                    rest = rest[:0]
+            if not rest:
+                _end_sending(sock)
+        with contextlib.suppress(BlockingIOError):
+            try:
+                received.append(sock.recv(CHUNK))
+            except ConnectionError:  # an end as well
+                return
+            if not received[-1]:
+                return
+
+
+def _end_sending(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # closed already, here or there
+        sock.shutdown(socket.SHUT_WR)
 
 
 def _drain(sock: socket.socket, received: list[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import http.server
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from dataclasses import dataclass
 
 import pytest
+import trustme
 
 import srvkit
 from srvkit.errors import ConfigError, PluginError
@@ -197,6 +199,91 @@ def test_config_is_that_of_a_server_table(srvkit_server):
 def test_what_is_wrong_is_refused(arguments, config, error, message, srvkit_server):
     with pytest.raises(error, match=message):
         srvkit_server(*arguments, **config)
+
+
+class Who(srvkit.MessageHandler):
+    """Says who asks."""
+
+    framing = srvkit.Lines()
+
+    def handle_message(self, message):
+        return str(self.client_address[0]).encode()
+
+
+HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 1234 80\r\n"
+BEHIND_A_PROXY = {"proxy": {"trusted": ["127.0.0.1"]}}
+
+
+@srvkit_models(Who)
+def test_a_client_may_come_through_a_proxy(srvkit_server):
+    server = srvkit_server(Who, **BEHIND_A_PROXY)
+    assert server.exchange(HEADER + b"who\n") == b"192.0.2.7\n"
+    assert server.exchange(b"PROXY UNKNOWN\r\nwho\n") == b"127.0.0.1\n"
+
+
+@pytest.fixture
+def refusing(tmp_path):
+    """What keeps clients out, by name: of a server's settings."""
+    plugin = tmp_path / "refuses.py"
+    plugin.write_text(
+        "import srvkit\n@srvkit.hookimpl\ndef srvkit_verify_request(server):\n    return False\n"
+    )
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "cert.pem")
+    return {
+        "rule": {"access": {"deny": ["127.0.0.1"]}},
+        "hook": {"plugins": [str(plugin)]},
+        "no header": BEHIND_A_PROXY,
+        "no trust": {"proxy": {"trusted": ["192.0.2.1"]}},
+        "rule behind a proxy": {"access": {"deny": ["192.0.2.7"]}, **BEHIND_A_PROXY},
+        "no TLS": {"tls": {"cert": str(tmp_path / "cert.pem")}},
+    }
+
+
+REFUSALS = ["rule", "hook", "no header", "no trust", "rule behind a proxy", "no TLS"]
+
+
+@srvkit_models(Who)
+@pytest.mark.parametrize("why", REFUSALS)
+def test_who_is_refused_hears_nothing_and_knows_at_once(why, srvkit_server, refusing):
+    server = srvkit_server(Who, **refusing[why])
+    said = HEADER + b"who\n" if "proxy" in why else b"who\n"
+    assert b"\n" not in server.exchange(said)
+
+
+@pytest.mark.parametrize("why", ["rule", "hook"])
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_datagram_may_be_refused_too(transport, why, srvkit_server, refusing):
+    assert srvkit_server(Who, transport=transport, **refusing[why]).exchange(b"who\n") == b""
+
+
+@pytest.mark.parametrize("limits", [{"max_connections": 1, "when_full": "close"}, {"max_per_client": 1}])
+def test_one_too_many_is_refused(limits, srvkit_server):
+    server = srvkit_server(Who, limits=limits)
+    with server.connect() as sock:
+        sock.sendall(b"who\n")
+        assert sock.recv(100) == b"127.0.0.1\n"
+        assert server.exchange(b"who\n") == b""
+
+
+def test_one_too_soon_is_refused(srvkit_server):
+    for transport in ("tcp", "udp"):
+        server = srvkit_server(Who, transport=transport, limits={"connect_rate": 1})
+        assert {server.exchange(b"who\n") for _ in range(3)} == {b"127.0.0.1\n", b""}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+def test_a_test_that_is_over_does_not_wait_for_who_was_refused(why, srvkit_server, refusing, monkeypatch):
+    monkeypatch.setattr("srvkit.pytest_plugin.LAST_MOMENT", 3600.0)
+    server = srvkit_server(Who, **refusing[why])
+    server.connect().sendall(b"PROX")
+    server.stop()
+
+
+def test_what_is_too_long_for_a_datagram_is_dropped(srvkit_server):
+    server = srvkit_server(Blocking, transport="unixgram")
+    data = bytes(65536)  # one more than is possible on the internet
+    assert server.exchange(data) == b""
+    assert server.exchange(b"one") == b"ONE"
 
 
 def test_a_handler_may_be_named(srvkit_server):
@@ -501,3 +588,32 @@ def test_what_a_coroutine_raises_is_raised():
 
     with pytest.raises(EOFError):
         converse(Failing, [b"four"])
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_coroutine_is_awaited_where_a_loop_runs_already(loop):
+    """As in an `async def` test and in a notebook: whatever is said there, and nothing is left behind."""
+    import asyncio
+
+    policy = pytest.importorskip(loop)
+    seen = contextvars.ContextVar("seen")
+
+    class Asks(srvkit.AsyncHandler):
+        async def handle(self):
+            self.writer.write(f"{seen.get()} {await self.reader.read()}".encode())
+            if seen.get() == "exit":
+                raise SystemExit("told to")
+
+    async def test():
+        seen.set("outside")
+        assert converse(Asks, [b"hi"]) == b"outside b'hi'"
+        assert converse(Upper, [b"hi\n"]) == b"HI\n"
+        assert converse(Echo, [b"hi"]) == [b"hi"]
+        seen.set("exit")
+        with pytest.raises(SystemExit, match="told to"):
+            converse(Asks, [b"hi"])
+        await asyncio.sleep(0)
+        return threading.active_count()
+
+    with asyncio.Runner(loop_factory=policy.new_event_loop) as runner:
+        assert runner.run(test()) == threading.active_count()

@@ -6,6 +6,7 @@ must have one thread only when it starts it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,11 @@ from srvkit.config.compose import Plan, compose
 from srvkit.errors import ConfigError
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Offer, Plugins, make_manager
+from srvkit.process.observer import Observer
 from srvkit.process.run import ServerProcess, StartError
 from srvkit.process.serving import see_through
 from srvkit.process.signals import interrupts_held_back
+from srvkit.server.accounts import telling_ends
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
@@ -159,9 +162,9 @@ def start(
     *,
     options: Mapping[str, Any] | None = None,
     plugins: Sequence[str] = (),
-    observer: object = None,
+    observer: Observer | None = None,
 ) -> EmbeddedServer:
-    """Start a server as `serve` does; `observer` is an object whose hook implementations watch it."""
+    """Start a server as `serve` does; `observer` sees what its handlers raise and whose requests end."""
     named = handler if isinstance(handler, str) else EMBEDDED
     table = {"listen": list(addresses), "handler": {"name": named, **(options or {})}, **settings}
     config, problems = loader.from_table({"server": {EMBEDDED: table}})
@@ -173,6 +176,9 @@ def start(
     plans = compose(config, loaded, problems, load_certificates(config, problems))
     problems.raise_if_any()
     (plan,) = plans
+    if observer is not None:
+        watched = telling_ends(plan.server_class, observer.request_ended)
+        plan = dataclasses.replace(plan, server_class=watched)
     if not plan.server_class.fork_beside_threads and threading.active_count() > 1:
         others = ", ".join(t.name for t in threading.enumerate() if t is not threading.main_thread())
         raise ConfigError(

@@ -1,6 +1,6 @@
 """What a server's handlers do, seen by the program that started it: what they raise, whose requests end.
 
-A plugin object with two hooks, for `embed.start`. It knows nothing of servers, and nothing of tests.
+A plugin object with a hook, for `embed.start`. It knows nothing of servers, and nothing of tests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Observer:
 
     def __init__(self, folder: Path) -> None:
         self.errors: list[BaseException] = []
-        self.ended: set[str] = set()  # the addresses of clients, as repr writes them
+        self.ended: set[str] = set()  # their clients' own addresses, as repr writes them
         self._folder = folder
         self._pid = os.getpid()
         self._news, self._pen = socket.socketpair()
@@ -50,9 +50,9 @@ class Observer:
             _leave(error, self._folder)
         self._send("")
 
-    @hookimpl
-    def srvkit_connection_close(self, client_address: Any) -> None:
-        name = repr(client_address)
+    def request_ended(self, peer: Any) -> None:
+        """Note that a request is over, handled or refused; `peer` is the address of who has connected."""
+        name = repr(peer)
         if os.getpid() == self._pid:
             self.ended.add(name)
             name = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from array import array
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -198,6 +199,51 @@ class ForkedAccountsMixIn(AccountsMixIn):
         for one in (found := list(self._noted.values())):
             one.client_address = getattr(one.request, "client_address", None) or one.client_address
         return found
+
+
+class EndsMixIn(Steps):
+    """Tell by `tell_end(address)` of each request that is over, handled or refused, in whatever thread.
+
+    The address is that of the socket's peer, whatever a PROXY header says. Where a child handles a request
+    its end is that of the child.
+    """
+
+    tell_end: Callable[[Any], object]
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._pid = os.getpid()
+        self._peers: dict[int, Any] = {}  # by id of the request
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Remember whose request it is; behind a proxy this is called a second time, for its client."""
+        self._peers.setdefault(id(request), client_address)
+        return super().verify_request(request, client_address)
+
+    def refuse_request(self, request: Any) -> None:
+        """Refuse it; where there was no seat nobody has been asked about it yet."""
+        if id(request) not in self._peers:
+            with suppress(OSError, AttributeError):  # gone already, or a datagram
+                self._peers[id(request)] = unmapped(request.getpeername())
+        super().refuse_request(request)
+
+    def request_done(self, request: Any) -> None:
+        """Tell of its end."""
+        peer = self._peers.pop(id(request), None)
+        if peer is not None and os.getpid() == self._pid:
+            self.tell_end(peer)
+        super().request_done(request)
+
+    def _drop(self, client_address: Any) -> None:
+        """Tell of the end of a datagram that never became a request."""
+        super()._drop(client_address)  # type: ignore[misc]
+        self.tell_end(client_address)
+
+
+def telling_ends(server_class: type[Any], tell_end: Callable[[Any], object]) -> type[Any]:
+    """Return the class with `EndsMixIn` in front."""
+    attributes = {"__module__": __name__, "tell_end": staticmethod(tell_end)}
+    return type(server_class.__name__, (EndsMixIn, server_class), attributes)
 
 
 def _account(request: Any) -> tuple[str, int, int]:
