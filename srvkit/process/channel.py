@@ -6,6 +6,7 @@ for a child it is also how it learns that its supervisor is dead.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,9 @@ Message = dict[str, Any]
 
 _CHUNK = 65536
 _MOST_DESCRIPTORS = 16
+AGAIN = 1.0  # seconds until the kernel is asked once more for what it had no memory for
+# What says nothing about the other side: later it may be different.
+_FOR_NOW = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 
 
 class Channel:
@@ -37,6 +41,7 @@ class Channel:
         self._descriptors: list[int] = []
         self._outgoing: list[tuple[bytes, Sequence[int]]] = []
         self._loop: Readiness | None = None
+        self._watched = 0  # for which events
         self._heard: Callable[[Message, list[int]], None] | None = None
         self._ended: Callable[[], None] | None = None
 
@@ -56,12 +61,15 @@ class Channel:
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send a message, as soon as there is room; to somebody who is gone, nothing. From the loop's thread.
 
-        Descriptors are duplicated here, and may be closed when this returns.
+        Descriptors may be closed when this returns. Raises OSError, with nothing sent, where they would
+        have to wait for room and cannot be duplicated.
         """
-        own = [os.dup(fd) for fd in descriptors]
-        line = json.dumps(message | {"descriptors": len(own)} if own else message).encode() + b"\n"
-        self._outgoing.append((line, own))
-        self._write()
+        line = json.dumps(message | {"descriptors": len(descriptors)} if descriptors else message).encode()
+        line += b"\n"
+        sent = self._sent(line, descriptors) if not self._outgoing else 0
+        if sent is not None and sent < len(line):
+            self._outgoing.append((line[sent:], () if sent else _duplicates(descriptors)))
+            self._watch()
 
     def say(self, message: Message) -> None:
         """Send a message and wait until it is out; where nothing else is going on."""
@@ -88,18 +96,27 @@ class Channel:
             self._loop.unwatch(self.fileno())
             self._loop = None
         self._socket.close()
-        for fd in self._descriptors:
-            os.close(fd)
-        for _, descriptors in self._outgoing:
-            for fd in descriptors:
-                os.close(fd)
-        self._descriptors, self._outgoing = [], []
+        descriptors, self._descriptors = self._descriptors, []
+        _close_all(descriptors)
+        self._drop_outgoing()
+
+    def _drop_outgoing(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        for _, descriptors in outgoing:
+            _close_all(descriptors)
 
     # ---- in the loop
 
     def _watch(self) -> None:
-        if self._loop is not None:
-            self._loop.watch(self.fileno(), self._ready, READ | (WRITE if self._outgoing else 0))
+        events = READ | (WRITE if self._outgoing else 0)
+        if self._loop is None or events == self._watched:
+            return
+        try:
+            self._loop.watch(self.fileno(), self._ready, events)
+        except OSError:  # the kernel has no room to note it
+            self._loop.call_later(AGAIN, self._watch)
+        else:
+            self._watched = events
 
     def _ready(self) -> None:
         if self._outgoing:
@@ -110,28 +127,30 @@ class Channel:
     def _write(self) -> None:
         while self._outgoing:
             line, descriptors = self._outgoing[0]
-            try:
-                sent = socket.send_fds(self._socket, [line], descriptors)
-            except BlockingIOError:
-                break
-            except OSError:
-                self._outgoing.clear()  # the end of the stream says the rest
-                break
-            for fd in descriptors:
-                os.close(fd)
-            if sent < len(line):
-                self._outgoing[0] = line[sent:], ()
+            sent = self._sent(line, descriptors)
+            if sent is None:
+                self._drop_outgoing()
+            elif sent:
+                _close_all(descriptors)
+                self._outgoing[:1] = [(line[sent:], ())] if sent < len(line) else []
             else:
-                del self._outgoing[0]
+                break
         self._watch()
+
+    def _sent(self, line: bytes, descriptors: Sequence[int]) -> int | None:
+        """Send what there is room for; return how much that was, None where the other side is gone."""
+        try:
+            return socket.send_fds(self._socket, [line], descriptors)
+        except OSError as error:
+            return 0 if error.errno in _FOR_NOW else None  # the end of the stream says the rest
 
     def _read(self) -> bool:
         """Hear what has come; return whether there may be more."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_DESCRIPTORS)
-        except BlockingIOError:
-            return False
-        except OSError:
+        except OSError as error:
+            if error.errno in _FOR_NOW:
+                return False
             data, descriptors = b"", []
         for fd in descriptors:
             os.set_inheritable(fd, False)
@@ -157,6 +176,24 @@ class Channel:
             self._loop = None
         if ended is not None:
             ended()
+
+
+def _duplicates(descriptors: Sequence[int]) -> list[int]:
+    """Duplicate all of them or, raising OSError, none."""
+    made: list[int] = []
+    try:
+        for fd in descriptors:
+            made.append(os.dup(fd))
+    except BaseException:
+        _close_all(made)
+        raise
+    return made
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for fd in descriptors:
+        with suppress(OSError):  # gone it is anyway
+            os.close(fd)
 
 
 def open_channel() -> tuple[Channel, Channel]:

@@ -269,7 +269,10 @@ class SupervisedWorker(Worker):
         elif do == "cut":
             self.cut()
         elif do == "log":
-            self._log_file.replace(descriptors[0])
+            if descriptors:
+                self._log_file.replace(descriptors[0])
+            else:  # the kernel had no room for it here
+                log.error("%s: no descriptor is left for the new log; the old one stays", self._server.name)
         elif do == "connections":
             self._channel.send({"event": "answer", "ask": message["ask"], "connections": self._connections()})
         elif do == "kill":

@@ -110,6 +110,21 @@ def test_to_somebody_who_is_gone_nothing_is_said(ends):
     one.channel.send({"do": "stop"}, [2])
 
 
+def test_a_descriptor_for_somebody_who_is_gone_is_not_kept(ends):
+    one, other = ends
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    while not one.channel._outgoing:  # until there is no room, and what comes has to wait
+        one.channel.send({"text": "x" * 65536})
+    one.channel.send({"do": "log"}, [writing])
+    other.channel.close()
+    go_round(one)
+    one.channel.send({"do": "log"}, [writing])
+    os.close(writing)
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
 def test_everything_that_was_said_before_the_end_can_be_read_when_there_is_no_time_for_the_loop(ends):
     """A process says what is wrong with hundreds of lines, and ends."""
     one, other = ends
