@@ -21,7 +21,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from srvkit.contracts import event_driven
+from srvkit.contracts import ChildSignals, event_driven
 from srvkit.errors import EscapedError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
@@ -56,7 +56,8 @@ class BaseServer:
     and timeouts), `contain_exit` (SystemExit and its like in a handler end the connection, not the
     server), `log_errors` (through `logging`, peers that vanish in one line, instead of a traceback on
     standard error), `always_finish` (`finish()` runs although `setup()` failed), `drop_truncated`,
-    `reply_only_if_written`, `fork_beside_threads`; and `name`, by which logs call the server.
+    `reply_only_if_written`, `fork_beside_threads`, `child_signals` (what signals mean to
+    what it forks); and `name`, by which logs call the server.
 
     Source of the names and their order: the standard module of servers, documented in the library
     reference under "A framework for network servers".
@@ -72,6 +73,7 @@ class BaseServer:
     drop_truncated = False
     reply_only_if_written = False
     fork_beside_threads = True
+    child_signals: ChildSignals | None = None
 
     socket: Any  # the listening socket; in a server of several the one that brought the request at hand
     _listeners: Sequence[Listener] = ()  # the sockets of a server from TOML; else there is just self.socket
@@ -281,7 +283,7 @@ class BaseServer:
     def _take_the_rest(self) -> None:
         """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
         for listener in self._listeners:
-            if listener.number in self.shared:
+            if listener.fileno() >= 0 and listener.number in self.shared:
                 assert self._loop is not None
                 self._loop.unwatch(listener.fileno())
                 if self.has_peers and not self._pauses:
