@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
@@ -170,6 +170,15 @@ class Rows(Protocol):
 
     def give_back(self, row: int) -> tuple[str, int, int] | None:
         """Return what the child has left, None where it came to no end of its own; in the parent."""
+
+
+class ChildSignals(Protocol):
+    """What signals mean to the forked children of a server; `process` gives it one."""
+
+    held_back: frozenset[int]  # by the parent while it forks
+
+    def take(self, handlers: Mapping[int, Callable[[int, Any], object]]) -> None:
+        """Have these called, the rest forgotten, and nothing held back any more; in a child."""
 
 
 class Link(Protocol):

@@ -8,17 +8,17 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from srvkit.contracts import Steps, event_driven, setting
+from srvkit.contracts import ChildSignals, Steps, event_driven, setting
 
 FULL = "max_children"
 # To a child. Does nothing by default: one that comes too early is followed by a SIGTERM soon after.
 DRAIN_WITH_PATIENCE = signal.SIGURG if hasattr(signal, "SIGURG") else 0
-RESET_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 NO_PIDFD_INTERVAL = 0.5  # seconds between looks at the children where the kernel cannot announce their end
 
 
@@ -41,13 +41,13 @@ class ForkingMixIn(Steps):
     handler_kinds = frozenset({"blocking", "message"})
 
     # Under srvkit run: draining has waited for the children, and killed the last of them.
-    managed = MappingProxyType({"fork_beside_threads": False, "reset_signals": True})
+    managed = MappingProxyType({"fork_beside_threads": False})
 
     timeout: float | None = 300
     active_children: set[int] | None = None
     max_children = 40
     block_on_close = True
-    reset_signals = False  # set by srvkit run, whose own handlers are of no use in a child
+    child_signals: ChildSignals | None = None  # set by srvkit run, whose handlers are of no use in a child
     _requests_of_children: dict[int, Any] | None = None
     _pidfds: dict[int, int] | None = None
 
@@ -59,9 +59,9 @@ class ForkingMixIn(Steps):
             self._wait_for_room()
         self._refuse_threads()
         _flush_standard_files()  # or the child would write the same once more
-        if self.reset_signals:
-            # The parent's handlers would answer in the child too, and through the parent's own pipe.
-            signal.pthread_sigmask(signal.SIG_BLOCK, RESET_SIGNALS)
+        held_back = self.child_signals.held_back if self.child_signals is not None else ()
+        if held_back:  # what comes to the child before it has handlers of its own waits for them
+            signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
         try:
             pid = os.fork()
             if pid == 0:
@@ -72,8 +72,8 @@ class ForkingMixIn(Steps):
                 back_off(error)
             raise
         finally:
-            if self.reset_signals:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, RESET_SIGNALS)
+            if held_back:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
         self.active_children.add(pid)
         self._requests_of_children[pid] = request
         self._watch_child(pid)
@@ -217,8 +217,8 @@ class ForkingMixIn(Steps):
         status = 1
         try:
             self._close_what_is_not_the_childs(request)
-            if self.reset_signals:
-                self._take_signals(request)
+            if self.child_signals is not None:
+                self.child_signals.take(self._drain_handlers(request))
             self.finish_request(request, client_address)
             status = 0
         except Exception:
@@ -245,20 +245,14 @@ class ForkingMixIn(Steps):
         elif getattr(self, "socket_type", None) == socket.SOCK_STREAM:
             self.socket.close()  # type: ignore[attr-defined]
 
-    def _take_signals(self, request: Any) -> None:
+    def _drain_handlers(self, request: Any) -> dict[int, Callable[[int, Any], object]]:
         def drain(number: int, _: Any) -> None:
             self.draining, self.patience = True, float(number == DRAIN_WITH_PATIENCE)
             if getattr(request, "idle", False) and not (self.patience and request.waits <= 1):
                 with suppress(OSError):  # gone already
                     request.shutdown(socket.SHUT_RD)
 
-        signal.set_wakeup_fd(-1)  # the parent's pipe
-        signal.signal(signal.SIGTERM, drain)
-        signal.signal(DRAIN_WITH_PATIENCE, drain)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent says what it means
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, RESET_SIGNALS)
+        return {signal.SIGTERM: drain, DRAIN_WITH_PATIENCE: drain}
 
 
 def _wait_for_any(pids: set[int]) -> None:

@@ -11,9 +11,11 @@ import fcntl
 import logging
 import os
 import select
+import signal
 import socket
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 log = logging.getLogger("srvkit.process")
@@ -118,9 +120,9 @@ class LogFile:
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=self._fd)
             return self._send_to_socket
-        if stat.S_ISREG(mode) or fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_NONBLOCK:
-            return self._write
-        return self._write_when_ready
+        plainly = stat.S_ISREG(mode) or fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_NONBLOCK
+        send = self._write if plainly else self._write_when_ready
+        return partial(_in_the_background, send) if os.isatty(self._fd) else send
 
     def _write(self, data: bytes) -> int:
         return os.write(self._fd, data)
@@ -141,6 +143,19 @@ class LogFile:
 
 def _nowhere(data: bytes) -> int:
     return 0
+
+
+def _in_the_background(send: Callable[[bytes], int], data: bytes) -> int:
+    """Write to a terminal that may be somebody else's now.
+
+    Under `stty tostop` it answers such a write with SIGTTOU, and with the next as soon as that was
+    handled; who holds the signal back may write.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+    try:
+        return send(data)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _open(path: Path) -> int:

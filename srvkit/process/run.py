@@ -20,7 +20,7 @@ from srvkit.net.listener import Listener
 from srvkit.net.readiness import wait_for
 from srvkit.plugins.manager import Plugins
 from srvkit.process.children import ending
-from srvkit.process.signals import hold_back, let_through
+from srvkit.process.signals import disregard, hold_back, let_through
 from srvkit.process.systemd import Notifier
 from srvkit.process.worker import FORCED, STOP_SIGNALS, Worker
 from srvkit.server.stream import TCPServer
@@ -129,7 +129,7 @@ def _announce_threads() -> None:
 class ServerProcess:
     """The process of one forking server, as its parent sees it.
 
-    It leads a process group, so that what it forked can be ended where it could not do that itself.
+    It leads a session, and so a process group: what it forked can be ended where it could not do that itself.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class ServerProcess:
         self.ready, ready = os.pipe()  # readable when there is something for `wait_ready`
         self.pid = os.fork()
         if self.pid == 0:
-            os.setpgid(0, 0)
+            os.setsid()  # no job of a terminal: it could not read there, nor always write
             os.close(self.ready)
             for listener in (listener for listeners in bound.values() for listener in listeners):
                 listener.leave()
@@ -203,7 +203,8 @@ def _serve_and_exit(
     status = FORCED
     try:
         # Only the parent says what Ctrl-C means.
-        let_through(signal.SIGINT, to=signal.SIG_IGN)
+        disregard(signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         worker = Worker([plan.build(listeners)], plugins, drain_timeout, (signal.SIGTERM, signal.SIGQUIT))
         worker.on_ready = lambda: os.write(ready, READY)
         worker.watch(parent, worker.cut)  # becomes readable when the parent ends, however it does

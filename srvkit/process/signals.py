@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from types import TracebackType
 from typing import Any
+
+PLAIN: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}  # what Python itself does at its start
 
 
 def hold_back(*numbers: int) -> None:
@@ -15,10 +18,10 @@ def hold_back(*numbers: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
-def let_through(*numbers: int, to: signal.Handlers = signal.SIG_DFL) -> None:
-    """Give these signals the plain disposition `to`, and hold them back no longer."""
+def let_through(*numbers: int) -> None:
+    """Give these signals their default effect, and hold them back no longer."""
     for number in numbers:
-        signal.signal(number, to)
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
@@ -36,6 +39,19 @@ def interrupts_held_back() -> Iterator[Callable[[], object]]:
         let_go()
 
 
+def disregard(*numbers: int) -> None:
+    """Let these signals do nothing here, and have their default effect in programs started from here.
+
+    SIG_IGN would be inherited by them: a handler's `sleep` could not be interrupted.
+    """
+    for number in numbers:
+        signal.signal(number, _nothing)
+
+
+def _nothing(number: int, frame: Any) -> None:
+    pass
+
+
 class Signals:
     """Catch the given signals while the context lasts, also those held back; main thread only.
 
@@ -44,6 +60,9 @@ class Signals:
 
     While `breaking` is set, because nobody reads here but somebody else's code has the main thread, a
     second signal, or QUIT, raises KeyboardInterrupt in that code.
+
+    A process forked meanwhile, by whomever, has them no more: there they have their default effect, and
+    none is told here.
     """
 
     def __init__(self, *numbers: int, ignored: Sequence[int] = ()) -> None:
@@ -63,8 +82,8 @@ class Signals:
             # The byte is written by the interpreter's own C handler; this one need not.
             self._before[number] = signal.signal(number, self._noted)
         for number in self._ignored:
-            # Not SIG_IGN, which programs that are started from here would inherit.
-            self._before[number] = signal.signal(number, lambda *_: None)
+            self._before[number] = signal.signal(number, _nothing)
+        _forks.begin(self._before, self._forked)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._numbers, *self._ignored})
         return self
 
@@ -77,14 +96,12 @@ class Signals:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
         signal.set_wakeup_fd(self._wakeup_before)
+        _forks.end()
         os.close(self._read)
         os.close(self._write)
 
-    def abandon(self) -> None:
-        """Forget all this in a forked child, which is to set its own; everything has its default there."""
-        signal.set_wakeup_fd(-1)
-        for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
+    def _forked(self) -> None:
+        signal.set_wakeup_fd(-1)  # what is written there would be a signal to the parent
         os.close(self._read)
         os.close(self._write)
 
@@ -103,3 +120,62 @@ class Signals:
         self._unread += 1
         if self.breaking and (self._unread > 1 or number == signal.SIGQUIT):
             raise KeyboardInterrupt
+
+
+class SignalsOfChildren:
+    """What signals mean to the children of a forking server, which serve on their own."""
+
+    def __init__(self, ignored: Iterable[int]) -> None:
+        # Ctrl-C goes to all; the parent says what it means.
+        self._ignored = {signal.SIGINT, *ignored}
+        self.held_back = frozenset({signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD, *self._ignored})
+
+    def take(self, handlers: Mapping[int, Callable[[int, Any], object]]) -> None:
+        """Have these called, the rest forgotten, and nothing held back any more; in a child."""
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        disregard(*self._ignored)
+        _forks.begin({*handlers, *self._ignored}, bool)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.held_back)
+
+
+class _Forks:
+    """Sees to it that whatever is forked from here has ordinary signals."""
+
+    def __init__(self) -> None:
+        self._numbers: Collection[int] = ()  # that are caught here
+        self._forked: Callable[[], object] = bool  # called in the child
+        self._masks: dict[int, set[int]] = {}  # of threads that are about to fork
+        self._is_known = False
+
+    def begin(self, numbers: Collection[int], forked: Callable[[], object]) -> None:
+        self._numbers, self._forked = numbers, forked
+        if not self._is_known:
+            self._is_known = True
+            os.register_at_fork(
+                before=self._hold_back, after_in_parent=self._go_on, after_in_child=self._begin_anew
+            )
+
+    def end(self) -> None:
+        self._numbers, self._forked = (), bool
+
+    def _hold_back(self) -> None:
+        # One that comes to the child too early would be taken down as if it were the parent's.
+        if self._numbers:
+            self._masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+
+    def _go_on(self) -> None:
+        mask = self._masks.pop(get_ident(), None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _begin_anew(self) -> None:
+        for number in self._numbers:
+            signal.signal(number, PLAIN.get(number, signal.SIG_DFL))
+        self._forked()
+        self.end()
+        self._go_on()
+        self._masks.clear()
+
+
+_forks = _Forks()

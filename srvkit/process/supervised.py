@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -34,6 +34,7 @@ from srvkit.process.channel import Channel, Message, end_at_news
 from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
 from srvkit.process.scoreboard import Board, ChildRows
+from srvkit.process.signals import disregard
 from srvkit.process.worker import CANNOT_START, Worker
 from srvkit.server import lingering
 from srvkit.server.accounts import AccountsMixIn, ForkedAccountsMixIn, OpenRequest
@@ -113,7 +114,7 @@ def serve(post: Post) -> int:
     _begin_afresh()
     faulthandler.enable(post.stacks)
     _hold_on_to(post.lifeline)
-    os.register_at_fork(after_in_child=lambda: _let_go(channel, post.lifeline))
+    os.register_at_fork(after_in_child=_LettingGo(channel, post.lifeline, post.listeners))
     for listener in post.listeners:
         listener.lend()
     settings = post.config.srvkit
@@ -151,25 +152,42 @@ def _hold_on_to(lifeline: int) -> None:
         os._exit(1)
 
 
-def _let_go(channel: Channel, lifeline: int) -> None:
-    """Close, in a child of a worker, what is for the worker alone: only it speaks for itself."""
-    channel.leave()
-    os.close(lifeline)
+class _LettingGo:
+    """Closes, in a child of a worker, what is for the worker alone: only it speaks for itself, or accepts.
+
+    Not once more in a child of that child, where the number may be of a file of somebody else.
+    """
+
+    def __init__(self, channel: Channel, lifeline: int, listeners: Sequence[Listener]) -> None:
+        self._channel: Channel | None = channel
+        self._lifeline = lifeline
+        self._listeners = listeners
+
+    def __call__(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.leave()
+            os.close(self._lifeline)
+            for listener in self._listeners:
+                if listener.is_stream:  # datagrams are answered through theirs
+                    listener.leave()
 
 
 def _begin_afresh() -> None:
-    """Undo what a fork leaves of the supervisor: its signals, and what the import system remembers.
+    """Undo what a fork leaves of the supervisor: its session, and what the import system remembers.
+
+    In a session of its own it is no job of the terminal that srvkit was started on. As one in the
+    background, it could not read there, and under `stty tostop` each write would be interrupted for ever.
 
     Compiled files are told from stale ones by size and whole seconds, so none is written here: a plugin
     may be edited twice in one second.
     """
+    os.setsid()
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
-    signal.set_wakeup_fd(-1)
     for number in (*STOP_SIGNALS, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    for number in IGNORED_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    disregard(*IGNORED_SIGNALS)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

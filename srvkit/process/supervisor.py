@@ -187,7 +187,6 @@ class Supervisor:
     def _leave(self, keep: Sequence[Listener]) -> None:
         """Close, in a child, what belongs to the supervisor and to other workers."""
         self._loop.close()  # first: what is closed next must not be taken out of the parent's epoll
-        self._signals.abandon()
         kept = {id(listener) for listener in keep}
         for workers in self._all_workers():
             for other in workers.workers.values():

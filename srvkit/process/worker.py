@@ -19,7 +19,7 @@ from srvkit.net.address import display
 from srvkit.net.readiness import Readiness, Timer
 from srvkit.plugins.manager import Plugins
 from srvkit.process.serving import see_through
-from srvkit.process.signals import Signals
+from srvkit.process.signals import Signals, SignalsOfChildren
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
@@ -72,6 +72,7 @@ class Worker:
         self._plugins = plugins
         self._drain_timeout = drain_timeout
         self._signals = Signals(*signals, ignored=ignored)
+        self._ignored = ignored
         self._loop = Readiness()
         self._serving: set[Served] = set(self.servers)
         self._stopping = False
@@ -96,6 +97,7 @@ class Worker:
                 return self.status
             if any(not server.fork_beside_threads for server in self.servers):
                 (server,) = self.servers
+                server.child_signals = SignalsOfChildren(self._ignored)
                 server.use_loop(loop)
                 self._serve(server)
                 loop.wait(0)  # its own report of its end

@@ -258,7 +258,6 @@ class Workers:
         worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
 
         def main() -> int:
-            os.setpgid(0, 0)
             around.leave(self.listeners)
             ours.close()
             os.close(other_end)
@@ -287,8 +286,6 @@ class Workers:
         finally:
             theirs.close()
             os.close(lifeline)
-        with suppress(OSError):  # it has done so itself
-            os.setpgid(worker.pid, worker.pid)
         self.workers[worker.pid] = worker
         self._starts.append(monotonic())
         ours.attach(around.loop, lambda message, _: self._heard(worker, message), lambda: None)
