@@ -103,6 +103,7 @@ def _trial(config: Config, problems: Problems) -> Message:
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
     assembled = assemble(config, problems, certificates)
+    assembled.try_models(problems)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
         refuse_threads()
     return assembled.notes()
