@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from srvkit.contracts import ChildSignals, Steps, event_driven, setting
+from srvkit.fork import fork
 
 FULL = "max_children"
 # To a child. Does nothing by default: one that comes too early is followed by a SIGTERM soon after.
@@ -63,7 +64,7 @@ class ForkingMixIn(Steps):
         if held_back:  # what comes to the child before it has handlers of its own waits for them
             signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
         try:
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 self._be_the_child(request, client_address)
         except OSError as error:

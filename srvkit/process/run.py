@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from srvkit.config.compose import Plan
 from srvkit.errors import SrvkitError
+from srvkit.fork import fork
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import wait_for
 from srvkit.plugins.manager import Plugins
@@ -140,7 +141,7 @@ class ServerProcess:
         self._drains = False
         parent = os.pidfd_open(os.getpid())
         self.ready, ready = os.pipe()  # readable when there is something for `wait_ready`
-        self.pid = os.fork()
+        self.pid = fork()
         if self.pid == 0:
             os.setsid()  # no job of a terminal: it could not read there, nor always write
             os.close(self.ready)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,51 @@ def test_a_fork_that_fails_costs_one_client_only(run_code: Any, client: Any) -> 
     program.wait_for("cannot accept: .*no more processes; next try in 10 ms")
     with client(address) as sock:
         assert ask(sock)
+
+
+def test_warnings_as_errors_lose_no_child_beside_threads(run_code: Any, client: Any) -> None:
+    """Python warns of such a fork, from 3.15 on after it: its parent must know the child all the same."""
+    program = run_code(
+        BARE.replace(
+            "# more",
+            "import warnings\n"
+            "warnings.simplefilter('error')\n"
+            "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+            "before = lambda: threading.Thread(target=tell_children, daemon=True).start()\n"
+            "def tell_children():\n"
+            "    for _ in sys.stdin:\n"
+            "        print('children:', *sorted(server.active_children), flush=True)\n",
+        ),
+        stdin=subprocess.PIPE,
+    )
+    (address,) = program.addresses("test")
+    with client(address) as one, client(address) as two:
+        pids = sorted(ask(sock)["pid"] for sock in (one, two))
+        program.say("\n")
+        program.wait_for(f"^children: {pids[0]} {pids[1]}$")
+    assert program.end() == 0
+    assert "Warning" not in program.log and "Traceback" not in program.log
+
+
+@pytest.mark.parametrize("config", [COMPOSED, COMPOSED + ANOTHER], ids=["alone", "beside others"])
+@pytest.mark.parametrize("arguments", [(), ("--single",)], ids=["supervised", "single"])
+def test_warnings_as_errors_lose_no_client_of_a_process_with_a_foreign_thread(
+    run_srvkit: Any, client: Any, config: str, arguments: tuple[str, ...]
+) -> None:
+    """A thread that is not Python's, as libraries start them, counts where Python warns."""
+    program = run_srvkit(
+        config,
+        HANDLERS + "import faulthandler, warnings\n"
+        "warnings.simplefilter('error')\n"
+        "faulthandler.dump_traceback_later(3600)\n",
+        *arguments,
+    )
+    (address,) = program.addresses("test")
+    for _ in range(3):  # one more than max_children
+        with client(address) as sock:
+            ask(sock)
+    assert program.end() == 0
+    assert "Warning" not in program.log and "Traceback" not in program.log
 
 
 def test_handle_request_waits_for_room_and_leaves_nobody_behind(run_code: Any, client: Any) -> None:
