@@ -113,6 +113,7 @@ def serve(post: Post) -> int:
     """Be a worker until told to stop; returns the exit status. In a process just forked for this."""
     channel = post.channel
     _begin_afresh()
+    post.log_file.tell_forks()
     faulthandler.enable(post.stacks)
     _hold_on_to(post.lifeline)
     os.register_at_fork(after_in_child=_LettingGo(channel, post.lifeline, post.listeners))
