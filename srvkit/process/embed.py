@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ from srvkit.config import loader
 from srvkit.config.certificates import load_certificates
 from srvkit.config.compose import Plan, compose
 from srvkit.errors import ConfigError
+from srvkit.net import unixpath
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Offer, Plugins, make_manager
 from srvkit.process.observer import Observer
@@ -190,6 +192,8 @@ def start(
 
 def _address(listener: Listener) -> Any:
     if listener.address.is_unix:
-        return listener.address.path
+        path = listener.address.path
+        # Where only the way from here is short enough for a client, it is that.
+        return os.path.relpath(path) if unixpath.is_long(path) else path
     address = listener.socket.getsockname()  # of an inherited Unix socket it is a path, too
     return address[:2] if isinstance(address, tuple) else address

@@ -12,25 +12,26 @@ import signal
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from time import monotonic, sleep
 from typing import NoReturn
 
 from srvkit.config.compose import Plan
 from srvkit.errors import SrvkitError
-from srvkit.fork import fork
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import wait_for
 from srvkit.plugins.manager import Plugins
 from srvkit.process.children import ending
-from srvkit.process.signals import disregard, hold_back, let_through
+from srvkit.process.signals import IGNORED_SIGNALS, fork_afresh, hold_back, let_through
 from srvkit.process.systemd import Notifier
 from srvkit.process.worker import FORCED, STOP_SIGNALS, Worker
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
 
-SHORT, LOOK_AGAIN = 0.02, 0.5  # seconds between looks at a process whose end the kernel cannot announce
-READY = b"\n"  # what the process of a server writes to its parent; anything else is why it failed
+# What the process of a server writes to its parent: that it is ready, or why it failed; and when it ends,
+# with which status, since somebody else may wait for it first: another reaper, or the system (SIG_IGN).
+READY = b"\n"
+END = b"\0"
+APART_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)  # what a process of a server hears; its parent says the rest
 
 
 class StartError(SrvkitError):
@@ -141,16 +142,13 @@ class ServerProcess:
         self.name = plan.name
         self.listeners = bound.pop(plan.name)
         self._drains = False
-        parent, self._lifeline = _end_of(os.getpid()), None
-        if parent is None:
-            parent, self._lifeline = os.pipe()
+        parent = os.pidfd_open(os.getpid())
         self.ready, ready = os.pipe()  # readable when there is something for `wait_ready`
-        self.pid = fork()
+        self._status: int | None = None  # with which it says that it ends
+        self.pid = fork_afresh(*APART_SIGNALS, *IGNORED_SIGNALS)
         if self.pid == 0:
             os.setsid()  # no job of a terminal: it could not read there, nor always write
             os.close(self.ready)
-            if self._lifeline is not None:
-                os.close(self._lifeline)
             for listener in (listener for listeners in bound.values() for listener in listeners):
                 listener.leave()
             _serve_and_exit(plan, self.listeners, plugins, drain_timeout, parent, ready)
@@ -158,7 +156,7 @@ class ServerProcess:
         os.close(ready)
         for listener in self.listeners:
             listener.socket.close()  # its file is removed at the end, if the process did not get to it
-        self.pidfd = _end_of(self.pid)
+        self.pidfd = os.pidfd_open(self.pid)
 
     def begin_drain(self, patience: float = 0.0) -> None:
         if not self._drains:  # a second signal would mean more, and patience it has itself
@@ -174,45 +172,44 @@ class ServerProcess:
 
     def wait_ready(self) -> str:
         """Wait until clients can connect and return "", or why the process has ended instead."""
-        news = os.read(self.ready, select.PIPE_BUF)
+        news = self._news()
         return "" if news == READY else news.decode() or "its process died"
 
     def has_ended(self, timeout: float | None) -> bool:
         """Wait at most `timeout` seconds (None: without end) for the end of the process."""
-        if self.pidfd is not None:
-            return wait_for(self.pidfd, timeout)
-        deadline = None if timeout is None else monotonic() + timeout
-        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-            if deadline is not None and monotonic() >= deadline:
-                return False
-            sleep(SHORT)
-        return True
+        return wait_for(self.pidfd, timeout)
 
     def reap(self) -> int:
         """Wait for the end, clean up, and return the exit status; negative for a signal."""
-        end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        if end is not None and end.si_code != os.CLD_EXITED:
-            with suppress(ProcessLookupError):
+        self.has_ended(None)
+        os.set_blocking(self.ready, False)
+        with suppress(BlockingIOError):
+            while self._news():
+                pass
+        if self._status is None:  # it did not get to the end, and so not to what it has forked either
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
-        for fd in (self.pidfd, self.ready, self._lifeline):
-            if fd is not None:
-                os.close(fd)
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:  # the program ignores SIGCHLD, or has waited for it
+            status = FORCED if self._status is None else self._status
+        os.close(self.pidfd)
+        os.close(self.ready)
         for listener in self.listeners:
             listener.close()
-        return os.waitstatus_to_exitcode(status)
+        return status
+
+    def _news(self) -> bytes:
+        """Return what it says next, and note what it says about its end."""
+        news, end, status = os.read(self.ready, select.PIPE_BUF).partition(END)
+        if end:
+            self._status = int(status)
+        return news
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-
-def _end_of(pid: int) -> int | None:
-    """Return a descriptor that is readable when a process has ended; None where it cannot be had."""
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):  # no such call, or not permitted
-        return None
+            # Not by its number, which may be another's once somebody else has waited for it.
+            signal.pidfd_send_signal(self.pidfd, number)
 
 
 def _serve_and_exit(
@@ -225,20 +222,19 @@ def _serve_and_exit(
 ) -> NoReturn:
     status = FORCED
     try:
-        # Only the parent says what Ctrl-C means.
-        disregard(signal.SIGINT)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        worker = Worker([plan.build(listeners)], plugins, drain_timeout, (signal.SIGTERM, signal.SIGQUIT))
+        worker = Worker([plan.build(listeners)], plugins, drain_timeout, APART_SIGNALS, IGNORED_SIGNALS)
         worker.on_ready = lambda: os.write(ready, READY)
         worker.watch(parent, worker.cut)  # becomes readable when the parent ends, however it does
         status = worker.run()
         with suppress(OSError):  # nobody may be there any more
-            os.write(ready, worker.failure.encode()[: select.PIPE_BUF])
+            os.write(ready, worker.failure.encode(errors="replace").replace(END, b" ")[: select.PIPE_BUF])
     except OSError as error:
         log.error("%s: cannot run: %s", plan.name, error.strerror or error)
     except BaseException:
         log.exception("%s: broke", plan.name)
     finally:
+        with suppress(OSError):
+            os.write(ready, END + b"%d" % status)
         os._exit(status)
 
 
@@ -272,16 +268,7 @@ class RunningWorker(Worker):
                 self.worsen(status if status > 0 else FORCED)
             self.ended(process)
 
-        def look() -> None:
-            if process.has_ended(0):
-                reap()
-            else:
-                self._loop.call_later(LOOK_AGAIN, look)
-
-        if process.pidfd is not None:
-            self.watch(process.pidfd, reap)
-        else:
-            look()
+        self.watch(process.pidfd, reap)
         self.watch(process.ready, ready)
 
     def stop(self, drain_timeout: float | None = None) -> None:

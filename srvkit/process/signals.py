@@ -11,6 +11,12 @@ from types import TracebackType
 from typing import Any
 
 PLAIN: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}  # what Python itself does at its start
+# What is said to a whole group of processes, or to all of one name, is meant for the first of them.
+IGNORED_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGALRM", "SIGWINCH")
+    if hasattr(signal, name)
+)
 
 
 def hold_back(*numbers: int) -> None:
@@ -23,6 +29,30 @@ def let_through(*numbers: int) -> None:
     for number in numbers:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def fork_afresh(*held_back: int) -> int:
+    """Fork a process out of somebody's program; the child has every signal's default, and holds some back.
+
+    The program's handlers, and the descriptor that wakes it up, would go on in its name. What it ignores
+    stays ignored, but for SIGCHLD: who forks wants to know how a child has ended. Raises OSError.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _forget_handlers()
+            before = set(held_back)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _forget_handlers() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if callable(signal.getsignal(number)) or number == signal.SIGCHLD:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -109,10 +139,14 @@ class Signals:
         return self._read
 
     def read(self) -> list[int]:
-        """Return the signals that came since the last call, in order; never waits."""
+        """Return the signals that came since the last call, in order; never waits.
+
+        The interpreter writes a byte for every signal with a handler of Python's, whoever has set that;
+        only those that are caught here count.
+        """
         self._unread = 0
         try:
-            return list(os.read(self._read, 4096))
+            return [number for number in os.read(self._read, 4096) if number in self._numbers]
         except BlockingIOError:
             return []
 

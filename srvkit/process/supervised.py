@@ -34,7 +34,7 @@ from srvkit.process.channel import Channel, Message, end_at_news
 from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
 from srvkit.process.scoreboard import Board, ChildRows
-from srvkit.process.signals import disregard
+from srvkit.process.signals import IGNORED_SIGNALS, disregard
 from srvkit.process.worker import CANNOT_START, Worker
 from srvkit.server import lingering
 from srvkit.server.accounts import AccountsMixIn, ForkedAccountsMixIn, OpenRequest
@@ -44,12 +44,6 @@ from srvkit.server.stream import TCPServer
 log = logging.getLogger("srvkit.process")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
-# What is said to a whole group of processes, or to all of one name, is meant for the supervisor.
-IGNORED_SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGALRM", "SIGWINCH")
-    if hasattr(signal, name)
-)
 BEATS = 3  # in one heartbeat_timeout
 SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
 KILL_TIME = 1.0  # seconds for a handler to notice that an operator has cut its connection
@@ -103,7 +97,6 @@ def _trial(config: Config, problems: Problems) -> Message:
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
     assembled = assemble(config, problems, certificates)
-    assembled.try_models(problems)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
         refuse_threads()
     return assembled.notes()
@@ -113,7 +106,6 @@ def serve(post: Post) -> int:
     """Be a worker until told to stop; returns the exit status. In a process just forked for this."""
     channel = post.channel
     _begin_afresh()
-    post.log_file.tell_forks()
     faulthandler.enable(post.stacks)
     _hold_on_to(post.lifeline)
     os.register_at_fork(after_in_child=_LettingGo(channel, post.lifeline, post.listeners))

@@ -398,3 +398,147 @@ assert dispositions() == before
     )
     assert program.ended() == 0, program.log
     assert program.log == ""
+
+
+# ---- programs with a mind of their own
+
+CHILDREN_OF_ITS_OWN = {
+    "a handler": "signal.signal(signal.SIGCHLD, lambda *_: None)",
+    "a handler that reaps all": "signal.signal(signal.SIGCHLD, reap)",
+    "ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "a thread that reaps all": "late = threading.Thread(target=reap_on, daemon=True)",
+    "blocked": "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+    "handlers for everything": (
+        "[signal.signal(n, lambda *_: None) for n in signal.valid_signals() - {9, 19}]; "
+        "pair = socket.socketpair(); pair[1].setblocking(False); signal.set_wakeup_fd(pair[1].fileno())"
+    ),
+}
+THREE_CLIENTS = """
+import asyncio, os, signal, socket, sys, threading, srvkit
+
+class Echo(srvkit.MessageHandler):
+    framing = srvkit.Lines()
+    def handle_message(self, message):
+        return message
+
+def reap(*_):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+def reap_on():
+    while True:
+        reap()
+
+late = None
+
+def three(server):
+    for _ in range(3):
+        with socket.create_connection(server.address, 30) as client:
+            client.sendall(b"hi\\n")
+            client.shutdown(socket.SHUT_WR)
+            with client.makefile("rb") as file:
+                print(file.read().decode().strip())
+    print(server.stop(20))
+"""
+
+
+@pytest.mark.parametrize("how", CHILDREN_OF_ITS_OWN)
+def test_a_forking_server_serves_on_whatever_the_program_does_about_its_children(how, run_code):
+    program = run_code(
+        THREE_CLIENTS
+        + f"""
+{CHILDREN_OF_ITS_OWN[how]}
+server = srvkit.serve(Echo, {TCP!r}, concurrency="forking")
+if late is not None:
+    late.start()
+three(server)
+"""
+    )
+    assert program.ended() == 0, program.log
+    assert program.log.splitlines() == ["hi", "hi", "hi", "True"]
+
+
+def test_a_forking_server_serves_on_beside_a_loop_that_hears_of_children(run_code):
+    program = run_code(
+        THREE_CLIENTS
+        + f"""
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap)
+    three(srvkit.serve(Echo, {TCP!r}, concurrency="forking"))
+asyncio.run(main())
+"""
+    )
+    assert program.ended() == 0, program.log
+    assert program.log.splitlines() == ["hi", "hi", "hi", "True"]
+
+
+def test_signals_that_are_meant_for_the_program_do_not_stop_its_server(run_code):
+    program = run_code(
+        THREE_CLIENTS
+        + f"""
+signal.signal(signal.SIGUSR1, lambda *_: None)
+server = srvkit.serve(Echo, {TCP!r}, concurrency="forking")
+with open(f"/proc/self/task/{{os.getpid()}}/children") as file:
+    pid = int(file.read())
+for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD):
+    os.kill(pid, number)
+three(server)
+"""
+    )
+    assert program.ended() == 0, program.log
+    assert program.log.splitlines() == ["hi", "hi", "hi", "True"]
+
+
+@pytest.mark.parametrize("reaped", ["", "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"])
+def test_a_stop_that_cuts_says_so_whoever_hears_of_the_end(reaped, run_code):
+    program = run_code(
+        THREE_CLIENTS
+        + f"""
+{reaped}
+class Endless(Echo):
+    def handle_message(self, message):
+        self.send(b"holding")
+        threading.Event().wait()
+server = srvkit.serve(Endless, {TCP!r}, concurrency="forking")
+with socket.create_connection(server.address, 30) as client:
+    client.sendall(b"x\\n")
+    print(client.recv(100).decode().strip())
+    print(server.stop(0))
+"""
+    )
+    assert program.ended() == 0, program.log
+    assert program.log.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("model", ["serial", "threading", "forking"])
+def test_a_program_may_go_elsewhere(model, run_code, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    program = run_code(
+        THREE_CLIENTS
+        + f"""
+server = srvkit.serve(Echo, "unix:a.sock", concurrency={model!r})
+os.chdir("elsewhere")
+with socket.socket(socket.AF_UNIX) as client:
+    client.settimeout(30)
+    client.connect(server.address)
+    client.sendall(b"hi\\n")
+    print(client.recv(100).decode().strip())
+print(server.stop(20))
+"""
+    )
+    assert program.ended() == 0, program.log
+    assert program.log.splitlines() == ["hi", "True"]
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_the_address_of_a_socket_far_down_is_the_short_way_there(tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * 80) / ("y" * 80)
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with srvkit.serve(Echo, "unix:a.sock") as server:
+        assert server.address == "a.sock"
+        assert ask(server.address) == b"hello\n"
+    assert not list(folder.iterdir())
