@@ -6,6 +6,7 @@ It writes into the current folder and never over anything. What it writes is in 
 from __future__ import annotations
 
 import argparse
+import builtins
 import keyword
 import re
 from pathlib import Path
@@ -89,7 +90,9 @@ def _class_name(name: str) -> str:
     title = "".join(part.capitalize() for part in name.split("_"))
     if title.startswith("Test"):  # pytest would take the class for a test
         title = f"My{title}"
-    return f"{title}Handler" if title in TAKEN else title
+    # None, True and False begin with a capital; Exception and its kin would be hidden.
+    is_taken = title in TAKEN or keyword.iskeyword(title) or hasattr(builtins, title)
+    return f"{title}Handler" if is_taken else title
 
 
 def _addition(name: str, kind: Kind) -> tuple[str, int, bool]:

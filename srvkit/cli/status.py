@@ -105,7 +105,9 @@ def _head(answer: Table, now: float, paint: Any) -> Iterator[str]:
 
 def _server(server: Table, now: float, paint: Any, widths: Sequence[int]) -> Iterator[str]:
     workers, counters = server.get("workers") or [], server.get("counters") or {}
-    ready = sum(one.get("state") == "ready" for one in workers)
+    wanted = server.get("wanted") or len(workers)
+    # One that is to be replaced serves beside who takes its place for a moment.
+    ready = min(wanted, sum(one.get("state") == "ready" for one in workers))
     addresses = ", ".join(map(plain, server.get("addresses") or ()))
     yield f"{paint(plain(server.get('name')), _BOLD)}  {plain(server.get('model'))}  {addresses}"
     states = [COLOURS.get(str(one.get("state"))) for one in workers]
@@ -113,7 +115,7 @@ def _server(server: Table, now: float, paint: Any, widths: Sequence[int]) -> Ite
         cells = _aligned(row, widths, "><>>>>")
         cells[1] = paint(cells[1], colour)
         yield f"  {'  '.join(cells)}".rstrip()
-    count = f"{ready} of {len(workers)} worker{'s' * (len(workers) != 1)} ready"
+    count = f"{ready} of {wanted} worker{'s' * (wanted != 1)} ready"
     seldom = (
         f"{word} {plain(counters[word])}"
         for word in ("restarts", "refused", "errors", "dropped", "unanswered", "overrun")

@@ -37,6 +37,7 @@ def report_of(workers: Workers, retiring: Sequence[Workers]) -> Message:
         "name": workers.name,
         "model": workers.model,
         "addresses": [where(listener) for listener in workers.listeners],
+        "wanted": workers.wanted,
         "workers": [
             {
                 "pid": worker.pid,

@@ -85,12 +85,13 @@ def test_the_written_test_passes_and_fails_with_a_broken_handler(kind, folder, r
 
 
 def test_names_that_the_templates_or_the_standard_library_use_are_no_obstacle(folder, run):
-    for name in ("lines", "message_handler", "time", "path", "testimony"):
+    for name in ("lines", "message_handler", "time", "path", "testimony", "None", "exception", "match"):
         run(name)
     run("stream-request-handler", "--kind", "stream")
     run("select", "--kind", "datagram")
     run("async-handler", "--kind", "async")
     assert "class LinesHandler(MessageHandler):" in (folder / "handlers" / "lines.py").read_text()
+    assert "class NoneHandler(MessageHandler):" in (folder / "handlers" / "none.py").read_text()
     assert_good_style()
     passed = run_pytest()
     assert passed.returncode == 0, passed.stdout
