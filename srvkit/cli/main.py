@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 from srvkit.cli import check, completion, control, explain, new, plugins, run, schema, systemd
 from srvkit.errors import SrvkitError
+from srvkit.process import origin
 
 STATUSES = """\
 exit statuses: 0 clean; 1 connections were cut or a server broke; 2 the command or the configuration is
@@ -21,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_standard_files()
     try:
         try:
-            return _run(argv)
+            told = origin.told_instead()
+            return _run(argv if told is None else told)
         finally:
             sys.stdout.flush()  # not left to the interpreter's end, where nobody could catch what it raises
     except SrvkitError as error:
@@ -77,6 +80,8 @@ def _open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
 
 
 def _forget_output() -> None:

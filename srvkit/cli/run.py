@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,14 +75,21 @@ def _add_single(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Serve a configuration; raises what keeps it from starting."""
     from srvkit.config import loader
+    from srvkit.config.naming import absolute
 
+    path = absolute(args.config)  # once: where its folder goes, or a link turns, the name stays
     overrides = [word for setting in args.set for word in ("--set", setting)]
-    return _run(args, lambda: loader.read(args.config, args.set), ["check", args.config, *overrides])
+    return _run(
+        args,
+        lambda: loader.read(path, args.set, name=args.config),
+        ["check", os.fspath(path), *overrides],
+    )
 
 
 def serve(args: argparse.Namespace) -> int:
     """Serve one handler; raises what keeps it from starting."""
     from srvkit.config import loader
+    from srvkit.config.naming import current_folder
 
     table = {
         "srvkit": {"plugins": args.plugins},
@@ -94,7 +102,8 @@ def serve(args: argparse.Namespace) -> int:
             }
         },
     }
-    return _run(args, lambda: loader.from_table(table, args.set), ["--version"])
+    folder = current_folder()
+    return _run(args, lambda: loader.from_table(table, args.set, folder=folder), ["--version"])
 
 
 def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:

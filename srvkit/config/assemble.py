@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from srvkit.config.certificates import load_certificates, notes_on
 from srvkit.config.compose import Plan, compose
 from srvkit.config.model import Config, Problems
-from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
 from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins, make_manager
@@ -28,19 +26,6 @@ class Assembled:
         """Return what is worth knowing, although nothing is wrong."""
         return [*self.plugins.notes, *notes_on(self.certificates)]
 
-    def try_models(self, problems: Problems) -> None:
-        """Make the loop of each model once. Raises ConfigError, of status 3, where one cannot be had."""
-        for plan in self.plans:
-            try_loop = getattr(plan.server_class, "try_loop", None)
-            if try_loop is None:
-                continue
-            try:
-                try_loop()
-            except Exception as error:
-                message = f"{plan.model!r} cannot run here: {in_one_line(error)}"
-                problems.add(("server", plan.name, "concurrency"), message, status=3)
-        problems.raise_if_any()
-
 
 def assemble(
     config: Config, problems: Problems, certificates: Mapping[str, ServerTls] | None = None
@@ -51,7 +36,7 @@ def assemble(
     """
     if certificates is None:
         certificates = load_certificates(config, problems)
-    folder = config.path.parent if config.path is not None else Path()
+    folder = config.folder
     try:
         plugins = make_manager(config.srvkit.plugins, config.srvkit.block, folder)
         if config.logging.connections:

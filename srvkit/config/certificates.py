@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import partial
-from pathlib import Path
 
 from srvkit.config.model import Config, Problems
 from srvkit.config.toml import Key
@@ -19,7 +18,7 @@ def load_certificates(
     config: Config, problems: Problems, servers: Collection[str] | None = None
 ) -> dict[str, ServerTls]:
     """Return what each server presents, or each of `servers`; what is wrong is added to `problems`."""
-    folder = config.path.parent if config.path is not None else Path()
+    folder = config.folder
     found = {}
     for name, settings in config.server.items():
         if settings.tls is None or not (servers is None or name in servers):

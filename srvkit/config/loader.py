@@ -17,6 +17,7 @@ from typing import Any
 from srvkit.config import toml
 from srvkit.config.environment import expand
 from srvkit.config.model import Config, convert
+from srvkit.config.naming import absolute
 from srvkit.config.overrides import override
 from srvkit.config.problems import Problems, Source
 from srvkit.errors import ConfigError, Problem
@@ -27,15 +28,20 @@ _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff
 
 
 def read(
-    path: Path | str, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    *,
+    name: str = "",
 ) -> tuple[Config, Problems]:
-    """Return what a file says and what is wrong with it.
+    """Return what a file says and what is wrong with it; `name` is what messages call it.
 
     Raises `ConfigError` for a file that cannot be read or is not TOML. It never waits: a pipe or a
     device is refused.
     """
-    name = os.fspath(path)
-    return read_text(_decoded(_contents(name), name), name, overrides, environ, path=Path(path))
+    file = os.fspath(path)
+    name = name or file
+    return read_text(_decoded(_contents(file, name), name), name, overrides, environ, path=absolute(path))
 
 
 def read_text(
@@ -57,12 +63,14 @@ def from_table(
     environ: Mapping[str, str] | None = None,
     *,
     path: Path | None = None,
+    folder: Path | None = None,
 ) -> tuple[Config, Problems]:
     """Return what a table says, shaped like a parsed file; problems name keys without file or line.
 
-    Variables in strings stay as they are unless an environment is given.
+    Variables in strings stay as they are unless an environment is given. Relative paths begin in `folder`,
+    by default where the file is, or would be.
     """
-    return _converted(Source(), data, overrides, environ, path)
+    return _converted(Source(), data, overrides, environ, path, folder)
 
 
 def _converted(
@@ -71,22 +79,23 @@ def _converted(
     overrides: Sequence[str],
     environ: Mapping[str, str] | None,
     path: Path | None,
+    folder: Path | None = None,
 ) -> tuple[Config, Problems]:
     problems = Problems(source)
     source.data = override(data, overrides, problems)
-    return convert(expand(source.data, environ, problems), problems, path), problems
+    return convert(expand(source.data, environ, problems), problems, path, folder), problems
 
 
-def _contents(name: str) -> bytes:
+def _contents(file: str, name: str) -> bytes:
     try:
-        _refuse_unless_regular(os.stat(name), name)
+        _refuse_unless_regular(os.stat(file), name)
         # Without O_NONBLOCK a pipe put in the file's place meanwhile would hold the open for ever.
-        descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with open(descriptor, "rb") as file:
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        with open(descriptor, "rb") as opened:
             _refuse_unless_regular(os.fstat(descriptor), name)
-            content = file.read(LARGEST + 1)
+            content = opened.read(LARGEST + 1)
     except FileNotFoundError:
-        raise _unreadable(name, f"there is no such file (looked for {os.path.abspath(name)})") from None
+        raise _unreadable(name, f"there is no such file (looked for {absolute(file)})") from None
     except OSError as error:
         raise _unreadable(name, f"cannot be read: {error.strerror}") from None
     except ValueError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from srvkit.config import toml, units
+from srvkit.config.naming import current_folder
 from srvkit.config.problems import Problems
 from srvkit.config.toml import Key
 from srvkit.config.typed import (
@@ -143,12 +144,20 @@ _TYPES: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Everything one configuration says; `path` is its file, None where there is none."""
+    """Everything one configuration says; `path` is its file, None where there is none.
+
+    `folder` is where its relative paths begin, by default that of the file.
+    """
 
     srvkit: SrvkitSettings
     server: dict[str, ServerSettings]
     path: Path | None = None
     logging: LoggingSettings = LoggingSettings()
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.folder == Path() and self.path is not None:
+            object.__setattr__(self, "folder", self.path.parent)
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,9 @@ def _default_text(wanted: Any, default: Any) -> str:
     return toml.literal(default.name if isinstance(default, Choice) else default)
 
 
-def convert(data: Mapping[str, Any], problems: Problems, path: Path | None = None) -> Config:
+def convert(
+    data: Mapping[str, Any], problems: Problems, path: Path | None = None, folder: Path | None = None
+) -> Config:
     """Return the typed configuration that a table means; what is wrong is added to `problems`.
 
     A wrong value leaves its default; a server whose `listen` or `handler` is wrong is left out.
@@ -221,7 +232,8 @@ def convert(data: Mapping[str, Any], problems: Problems, path: Path | None = Non
             settings = _convert_table(ServerSettings, entry, key, problems)
             if settings is not None:
                 servers[name] = settings
-    return Config(general or SrvkitSettings(), servers, path, logging or LoggingSettings())
+    folder = folder or (current_folder() if path is None else path.parent)
+    return Config(general or SrvkitSettings(), servers, path, logging or LoggingSettings(), folder)
 
 
 def _convert_table(declared: Any, table: Any, key: Key, problems: Problems) -> Any:

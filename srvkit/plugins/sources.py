@@ -23,7 +23,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
 
 _MADE_HERE = "__srvkit_plugin__"  # in the namespace of every module that a `_Loader` made
@@ -107,7 +106,9 @@ def import_name(name: str) -> ModuleType:
 
 
 def _sources_of(entry: str, base: Path, loader: _Loader) -> list[Source]:
-    path = Path(os.path.abspath(base / entry))
+    path = base / entry
+    # Behind a link `..` is not the folder in front of it.
+    path = Path(os.path.realpath(path) if ".." in path.parts else os.path.abspath(path))
     shown = Path(os.path.normpath(entry))
     if path.is_dir():
         try:
@@ -234,7 +235,8 @@ def _in_one_line(error: BaseException) -> str:
         place = f" ({file}:{[line for other, line in theirs if other == file][-1]})"
     elif isinstance(error, SyntaxError) and error.filename:
         text, place = error.msg, f" ({error.filename}:{error.lineno or 1})"
-    return in_one_line(error, text) + place
+    words = " ".join(text.split())
+    return f"{type(error).__name__}{': ' if words else ''}{words}{place}"
 
 
 @dataclass

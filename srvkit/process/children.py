@@ -14,8 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from srvkit.fork import fork
-
 log = logging.getLogger("srvkit.process")
 
 CANNOT_BOOT = 78  # the status of a child that broke before it could say why
@@ -44,7 +42,7 @@ class Children:
         sys.stderr.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
-            pid = fork()
+            pid = os.fork()
             if pid == 0:
                 _be_the_child(main)
         finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from srvkit.config.model import Config, ServerSettings
 from srvkit.errors import ListenError
@@ -17,8 +16,7 @@ from srvkit.net.listener import Listener, bind_each, resolve, share
 
 def addresses_of(settings: ServerSettings, config: Config) -> list[Address]:
     """Return where a server listens. Raises ValueError for what is no address."""
-    folder = config.path.parent if config.path is not None else Path()
-    return [parse(text).relative_to(folder) for text in settings.listen]
+    return [parse(text).relative_to(config.folder) for text in settings.listen]
 
 
 class ListeningSockets:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from srvkit.config.model import SrvkitSettings
+from srvkit.config.naming import absolute, without_dots
 from srvkit.errors import SrvkitError
 from srvkit.net.address import MAX_UNIX_PATH
 from srvkit.net.socketfile import identity
@@ -256,7 +257,7 @@ def _objection(folder: Path) -> str | None:
 
 
 def _explicit(path: str, config: Path | str) -> Path:
-    return Path(os.path.abspath(Path(config).parent / path))
+    return Path(without_dots(absolute(config).parent / path))
 
 
 def _place_in(folder: Path, config: Path | str) -> Path:

@@ -21,6 +21,7 @@ from typing import Any
 
 from srvkit.net.address import parse
 from srvkit.net.listener import Listener
+from srvkit.process import origin
 from srvkit.process.channel import Channel
 from srvkit.process.children import ending
 from srvkit.process.control import ControlSocket
@@ -35,7 +36,6 @@ log = logging.getLogger("srvkit.process")
 
 VARIABLE = "SRVKIT_REPLACES"
 MOST_OUTPUT = 65536  # bytes
-FORMAT = 1  # of the table; a program that knows another one does not take over
 
 Table = dict[str, Any]
 
@@ -47,9 +47,10 @@ class NotReplaced(Exception):
 def check(words: list[str], around: Surroundings, timeout: float, done: Callable[[bool], None]) -> None:
     """Ask the new installation whether it would start; `done(answer)` is called when it has said so.
 
-    `words` are those of a command of srvkit; what it prints, if it fails, is logged.
+    It is started as this program was, and as it will be when it takes over, and told to do what `words`
+    say, a command of srvkit. What it prints, if it fails, is logged.
     """
-    command = [sys.executable, "-P", "-m", "srvkit", *words]
+    command = origin.command()
     output = unnamed_file("check")
 
     def main() -> int:
@@ -57,7 +58,8 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
         os.dup2(output, 1)
         os.dup2(output, 2)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execv(command[0], command)
+        with origin.in_folder():
+            os.execve(command[0], command, os.environ | origin.instead(words))
 
     def ended(status: int) -> None:
         timer.cancel()
@@ -80,13 +82,13 @@ def execute(table: Table, descriptors: list[int], environ: dict[str, str], signa
     """
     memory = unnamed_file("replaces")
     try:
-        os.write(memory, json.dumps(table | {"format": FORMAT}).encode())
+        os.write(memory, json.dumps(table | {"format": origin.FORMAT}).encode())
         hold_back(*signals)  # the new program has no handlers yet
-        with _inheritable([*descriptors, memory]):
+        with _inheritable([*descriptors, memory]), origin.in_folder():
             sys.stdout.flush()
             sys.stderr.flush()
-            command = [sys.executable, *sys.orig_argv[1:]]
-            os.execve(sys.executable, command, os.environ | environ | {VARIABLE: str(memory)})
+            command = origin.command()
+            os.execve(command[0], command, os.environ | environ | {VARIABLE: str(memory)})
     except OSError as error:
         raise NotReplaced(f"{sys.executable}: {error.strerror or error}") from error
     finally:
@@ -117,8 +119,7 @@ def receive(environ: MutableMapping[str, str] = os.environ) -> Table | None:
     os.set_inheritable(fd, False)
     table: Table = json.loads(contents(fd, os.fstat(fd).st_size))
     os.close(fd)
-    if table["format"] != FORMAT:
-        raise NotReplaced(f"a table of format {table['format']}, this version knows {FORMAT} only")
+    origin.refuse_unless_known(table["format"])
     return table
 
 
@@ -173,7 +174,8 @@ def listener_entry(listener: Listener, descriptors: list[int]) -> Table:
 def listener_of(entry: Table) -> Listener:
     """Make the listener of an entry."""
     claim = _socket(entry["claim"]) if entry["claim"] is not None else None
-    address, path, file = parse(entry["address"]), entry["path"], entry["file"]
+    path, file = entry.get("path", ""), entry.get("file")
+    address = parse(entry["address"])
     return Listener(address, _socket(entry["fd"]), None, claim, path, tuple(file) if file else None)
 
 
@@ -195,6 +197,7 @@ def workers_entry(workers: Workers, descriptors: list[int]) -> Table:
     return {
         "name": workers.name,
         "model": workers.model,
+        "wanted": workers.wanted,
         "workers": entries,
         "before": workers.before.cells(),
         "lost": workers.lost,
@@ -204,6 +207,7 @@ def workers_entry(workers: Workers, descriptors: list[int]) -> Table:
 
 def adopt_workers(entry: Table, workers: Workers) -> None:
     """Fill `workers` with those of an entry."""
+    workers.wanted = entry.get("wanted", len(entry["workers"]))
     workers.before = Counts(entry["before"])
     workers.lost, workers.restarts = entry["lost"], entry["restarts"]
     for one in entry["workers"]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from srvkit.config.model import Config
 from srvkit.net.readiness import Readiness
@@ -46,7 +45,7 @@ class Watch:
 
     def _files(self) -> Iterator[str]:
         assert self._config is not None
-        folder = self._config.path.parent if self._config.path is not None else Path()
+        folder = self._config.folder
         if self._config.path is not None:
             yield os.path.realpath(self._config.path)
         for plugin in self._config.srvkit.plugins:

@@ -122,7 +122,7 @@ def test_an_override_takes_effect(tmp_path, start):
     (tmp_path / "srvkit.toml").write_text(ECHO)
     words = ("--set", "server.echo.listen=unix:over.sock", "--set", "server.echo.concurrency=serial")
     with start("-m", "srvkit", "run", *words, folder=tmp_path) as program:
-        assert program.addresses("echo") == ["unix:over.sock"]
+        assert program.addresses("echo") == [f"unix:{tmp_path}/over.sock"]
         assert program.end() == 0
 
 
@@ -147,7 +147,7 @@ def test_a_port_in_use_is_named_and_nothing_else_stays_bound(scheme, model, refu
     [
         ("tcp://192.0.2.1:0", "this machine has no such address"),
         ("tcp://no-such-host.invalid:0", r"the host name cannot be resolved \(.*\)"),
-        ("unix:missing/echo.sock", "the folder missing does not exist"),
+        ("unix:missing/echo.sock", "the folder {folder}/missing does not exist"),
         ("unix:file", "a file that is no socket stands there; it was left untouched"),
         ("unix:file/echo.sock", "Not a directory"),
     ],
@@ -158,6 +158,8 @@ def test_an_address_that_cannot_be_had_is_named_with_the_reason(address, reason,
         UNIX.format("threading") + ECHO.replace("tcp://127.0.0.1:0", address)
     )
     (line,) = refused(3, "run")
+    address = address.replace("unix:", f"unix:{tmp_path}/")
+    reason = reason.format(folder=tmp_path)
     assert re.fullmatch(f"cannot listen on {re.escape(address)}: {reason}", line)
     assert (tmp_path / "file").read_text() == "precious"
     assert not list(tmp_path.glob("*.sock"))

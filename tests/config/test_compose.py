@@ -222,8 +222,8 @@ def test_relative_socket_paths_begin_at_the_configurations_folder(composed):
             ["x.toml:3: server.a.handler: Stream handles streams (tcp://, unix:), not udp://127.0.0.1:1"],
         ),
         (
-            server("datagram", '"unix:a.sock"'),
-            ["x.toml:3: server.a.handler: Datagram handles datagrams (udp://, unixgram:), not unix:a.sock"],
+            server("datagram", '"unix:/a.sock"'),
+            ["x.toml:3: server.a.handler: Datagram handles datagrams (udp://, unixgram:), not unix:/a.sock"],
         ),
         (
             server("blocking", more='framing = "lines"'),

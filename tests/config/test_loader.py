@@ -50,7 +50,8 @@ def test_a_file_is_read(here):
     config, problems = loader.read("srvkit.toml")
     problems.raise_if_any()
     assert config.server["echo"].handler == Choice("echo")
-    assert config.path == Path("srvkit.toml")
+    assert config.path == Path.cwd() / "srvkit.toml"
+    assert config.folder == Path.cwd()
 
 
 def test_problems_name_the_file_as_the_user_did(here):
