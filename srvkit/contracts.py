@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
@@ -58,7 +59,8 @@ class Package(NamedTuple):
     """A package that a concurrency model needs and srvkit does not bring.
 
     A model says so by a class method `needs(**options)`, which returns those that it needs with these
-    options; called without any, those that it cannot do without.
+    options; called without any, those that it cannot do without. What it makes of others that are
+    broken, `notes(**options)` says; `try_loop()` makes the loop, and raises what keeps it from that.
     """
 
     name: str  # as it is imported
@@ -71,11 +73,30 @@ class Package(NamedTuple):
 
         return find_spec(self.name) is None
 
+    def why_broken(self) -> str:
+        """Import it, and return what that raises; "" where it works."""
+        try:
+            import_module(self.name)
+        except (Exception, SystemExit) as error:  # a missing library, one of another version: anything
+            return in_one_line(error)
+        return ""
+
+
+def in_one_line(error: BaseException, text: str | None = None) -> str:
+    """Return the kind of an exception and what it says, or `text` in place of that."""
+    words = " ".join((str(error) if text is None else text).split())
+    return f"{type(error).__name__}{': ' if words else ''}{words}"
+
 
 def missing_packages(model: Any, **options: Any) -> list[Package]:
     """Return what a concurrency model needs with these options and is not installed."""
+    return [package for package in needed_packages(model, **options) if package.is_missing()]
+
+
+def needed_packages(model: Any, **options: Any) -> list[Package]:
+    """Return what a concurrency model needs with these options."""
     needs = getattr(model, "needs", None)
-    return [] if needs is None else [package for package in needs(**options) if package.is_missing()]
+    return [] if needs is None else list(needs(**options))
 
 
 class Lock(Protocol):

@@ -2,6 +2,7 @@
 
     SrvkitError                  has .exit_status: what the command line ends with
     ├── ConfigError              the configuration is wrong: every problem of it at once      2
+    │                            (3 where it only asks for what is broken)
     ├── PluginError              a plugin is wrong; carries the plugin's name                 3
     ├── ListenError              an address cannot be listened on                             3
     ├── EscapedError             a handler raised what is no Exception; stands for it inside
@@ -34,6 +35,7 @@ class Problem:
     file: str = ""  # as the user named it; "--set" for an override, empty where there is no file
     line: int = 0  # 1-based; 0 where there is none
     column: int = 0  # 1-based; of errors of syntax only
+    status: int = 2  # 3: not the configuration is wrong, but what it asks for is broken
 
     def __str__(self) -> str:
         numbers = f":{self.line}" * (self.line > 0) + f":{self.column}" * (self.column > 0)
@@ -48,6 +50,7 @@ class ConfigError(SrvkitError):
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:
         self.problems = (Problem(problems),) if isinstance(problems, str) else tuple(problems)
+        self.exit_status = min((problem.status for problem in self.problems), default=2)
         super().__init__("\n".join(map(str, self.problems)))
 
 

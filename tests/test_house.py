@@ -17,6 +17,7 @@ MODULES = [path for path in FILES if path != PACKAGE / "__init__.py"]
 # Bottom up; the two wings share a level and do not see each other.
 FLOORS = {
     "errors": 0,
+    "fork": 0,
     "contracts": 1,
     "net": 2,
     "server": 3,
@@ -113,6 +114,11 @@ def test_each_foreign_thing_has_one_door(path: Path) -> None:
         if allowed is not None:
             where = f"{short(path)}:{line} imports {name}"
             assert floor_of(path) in allowed or short(path) in allowed, where
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_there_is_one_way_to_fork(path: Path) -> None:
+    assert path == PACKAGE / "fork.py" or not re.search(r"\bos\.fork(pty)?\b", path.read_text())
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=short)

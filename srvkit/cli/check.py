@@ -34,6 +34,7 @@ def command(args: argparse.Namespace) -> int:
     for key, message in privileges.check(config.srvkit.user, config.srvkit.group, names_only=True):
         problems.add(("srvkit", key), message)
     assembled = assemble(config, problems)
+    assembled.try_models(problems)
     for note in assembled.notes():
         print(f"note: {note}")
     for plan in assembled.plans:

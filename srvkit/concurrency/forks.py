@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from srvkit.contracts import ChildSignals, Steps, event_driven, setting
+from srvkit.fork import fork
 
 FULL = "max_children"
 # To a child. Does nothing by default: one that comes too early is followed by a SIGTERM soon after.
@@ -50,6 +51,7 @@ class ForkingMixIn(Steps):
     child_signals: ChildSignals | None = None  # set by srvkit run, whose handlers are of no use in a child
     _requests_of_children: dict[int, Any] | None = None
     _pidfds: dict[int, int] | None = None
+    _looks_in: Any = None  # the loop that has a timer for children without such a descriptor
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Fork a child that handles the request. Raises OSError when no process can be had."""
@@ -63,7 +65,7 @@ class ForkingMixIn(Steps):
         if held_back:  # what comes to the child before it has handlers of its own waits for them
             signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
         try:
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 self._be_the_child(request, client_address)
         except OSError as error:
@@ -148,17 +150,16 @@ class ForkingMixIn(Steps):
         loop = getattr(self, "_loop", None)
         if loop is None:
             return
+        assert self._pidfds is not None
+        if pid in self._pidfds:
+            os.close(self._pidfds.pop(pid))
         try:
-            pidfd = os.pidfd_open(pid)
-        except (AttributeError, OSError):
-            if len(self.active_children) == 1:
-                loop.call_later(NO_PIDFD_INTERVAL, self._look_after_children)
-        else:
-            assert self._pidfds is not None
-            if pid in self._pidfds:
-                os.close(self._pidfds[pid])
-            self._pidfds[pid] = pidfd
+            self._pidfds[pid] = pidfd = os.pidfd_open(pid)
             loop.watch(pidfd, self._reaper(pid))
+        except (AttributeError, OSError):  # no such call, not permitted, no descriptor left, no watch left
+            if pid in self._pidfds:
+                os.close(self._pidfds.pop(pid))
+            self._look_later()
         if len(self.active_children) >= self.max_children:
             self.pause_accepting(FULL)
 
@@ -170,11 +171,18 @@ class ForkingMixIn(Steps):
 
         return reap
 
-    def _look_after_children(self) -> None:
-        self._reap()
+    def _look_later(self) -> None:
         loop = getattr(self, "_loop", None)
-        if self.active_children and loop is not None:
+        if loop is not None and self._looks_in is not loop:
+            self._looks_in = loop
             loop.call_later(NO_PIDFD_INTERVAL, self._look_after_children)
+
+    def _look_after_children(self) -> None:
+        """Reap those whose end nobody announces, as long as there are any."""
+        self._looks_in = None
+        self._reap()
+        if set(self.active_children or ()) - set(self._pidfds or ()):
+            self._look_later()
 
     def _forget_child(self, pid: int) -> None:
         assert self.active_children is not None and self._requests_of_children is not None
@@ -257,20 +265,21 @@ class ForkingMixIn(Steps):
 
 def _wait_for_any(pids: set[int]) -> None:
     """Wait until one of these children, and no other, has ended."""
-    if not hasattr(os, "pidfd_open"):
-        signal.sigtimedwait({signal.SIGCHLD}, NO_PIDFD_INTERVAL)
-        return
     poll = select.poll()
     fds = []
+    longest: float | None = None  # milliseconds
     try:
         for pid in pids:
             try:
                 fd = os.pidfd_open(pid)
             except ProcessLookupError:
                 return  # reaped by somebody else
+            except (AttributeError, OSError):  # its end is found at the next look
+                longest = NO_PIDFD_INTERVAL * 1000
+                continue
             fds.append(fd)
             poll.register(fd, select.POLLIN)
-        poll.poll()
+        poll.poll(longest)
     finally:
         for fd in fds:
             os.close(fd)

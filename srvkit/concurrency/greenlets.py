@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from srvkit.contracts import Package, Steps
+from srvkit.contracts import Package, Steps, in_one_line
 from srvkit.net.connection import STOPPED
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class GreenletMixIn(Steps):
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         # gevent takes the thread that imports it for the main one; serve_forever may be called in another.
-        with suppress(ImportError):
+        with suppress(Exception, SystemExit):  # serve_forever says why
             import gevent  # noqa: F401
 
     @classmethod
@@ -60,16 +60,36 @@ class GreenletMixIn(Steps):
         """Return the packages that the model needs with these options."""
         return [GEVENT]
 
+    @classmethod
+    def try_loop(cls) -> None:
+        """Make a hub and a loop in it, and release both; in a thread, whose hub it is."""
+        raised: list[Exception] = []
+
+        def attempt() -> None:
+            try:
+                from srvkit.concurrency.hub import HubLoop, HubOfThread
+
+                with HubOfThread(), HubLoop() as loop:
+                    loop.wait(0)
+            except Exception as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+        for error in raised:
+            raise error
+
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Handle requests until `shutdown()`. Raises ImportError where there is no gevent."""
+        """Handle requests until `shutdown()`. Raises ImportError where there is no gevent that works."""
         if not hasattr(self, "use_loop"):  # a server of the standard library
             super().serve_forever(poll_interval)
             return
         try:
             from srvkit.concurrency.hub import Greenlets, HubOfThread
-        except ImportError as error:
-            advice = f"pip install {GEVENT.install!r}"
-            raise ImportError(f"GreenletMixIn needs the package {GEVENT.name}: {advice}") from error
+        except Exception as error:
+            reason = f"pip install {GEVENT.install!r}" if GEVENT.is_missing() else in_one_line(error)
+            raise ImportError(f"GreenletMixIn needs the package {GEVENT.name}: {reason}") from error
 
         self._ended = threading.Event()
         self._serving_thread = threading.get_native_id()

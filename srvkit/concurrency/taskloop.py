@@ -22,8 +22,8 @@ from srvkit.net.readiness import Readiness, Timer
 class TaskLoop(Readiness):
     """A `Readiness` whose `wait` runs an asyncio loop, `aio`, and returns only when it is woken.
 
-    `kind` is "asyncio", "uvloop" (raises ImportError where it is missing) or "auto": uvloop where there
-    is one. What a callback raises comes out of `wait`, as from any `Readiness`.
+    `kind` is "asyncio", "uvloop" (raises ImportError where it is missing or broken) or "auto": uvloop
+    where there is one that works. What a callback raises comes out of `wait`, as from any `Readiness`.
     """
 
     def __init__(self, kind: str = "auto") -> None:
@@ -136,9 +136,9 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
     if kind != "asyncio":
         try:
             import uvloop
-        except ImportError:
-            if kind == "uvloop":
-                raise
-        else:
+
             return uvloop.new_event_loop()
+        except Exception as error:  # an installation that is broken may raise anything
+            if kind == "uvloop":
+                raise ImportError(str(error)) from error
     return asyncio.SelectorEventLoop()

@@ -10,18 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from socket import SOCK_STREAM
 from typing import Any, Literal
 
 from srvkit.concurrency.events import EventMixIn
-from srvkit.contracts import setting
+from srvkit.contracts import Package, in_one_line, setting
 
 log = logging.getLogger("srvkit.server")
 
 LAST_MOMENT = 1.0  # seconds that cancelled tasks have to clean up, when the loop ends
-NO_UVLOOP = 'loop = "uvloop" needs a package that is not installed: pip install "srvkit[uvloop]"'
+UVLOOP = Package("uvloop", "srvkit[uvloop]", "loop")
 
 
 class TaskMixIn(EventMixIn):
@@ -40,11 +39,27 @@ class TaskMixIn(EventMixIn):
             "auto", "the event loop; auto: uvloop where it is installed"
         )
 
-        def __post_init__(self) -> None:
-            if self.loop == "uvloop" and find_spec("uvloop") is None:
-                raise ValueError(NO_UVLOOP)
-
     handler_kinds = frozenset({"message", "async"})
+
+    @classmethod
+    def needs(cls, loop: str = "", **options: Any) -> list[Package]:
+        """Return the packages that the model needs with these options."""
+        return [UVLOOP] if loop == "uvloop" else []
+
+    @classmethod
+    def notes(cls, loop: str = "", **options: Any) -> list[str]:
+        """Say that there is a uvloop which "auto" cannot take."""
+        if loop != "auto" or UVLOOP.is_missing():
+            return []
+        reason = UVLOOP.why_broken()
+        return [f"uvloop cannot be imported, asyncio's own loop takes its place: {reason}"] if reason else []
+
+    @classmethod
+    def try_loop(cls) -> None:
+        """Make a loop and close it."""
+        from srvkit.concurrency.taskloop import TaskLoop
+
+        TaskLoop(cls.loop).close()
 
     loop = "auto"
     cutting = False  # whether cut_off() was called
@@ -62,7 +77,8 @@ class TaskMixIn(EventMixIn):
         try:
             return TaskLoop(self.loop)
         except ImportError as error:
-            raise ImportError(NO_UVLOOP) from error
+            reason = f"pip install {UVLOOP.install!r}" if UVLOOP.is_missing() else in_one_line(error)
+            raise ImportError(f'loop = "uvloop" needs the package uvloop: {reason}') from error
 
     def loop_begins(self, loop: Any) -> None:
         """Begin without tasks. Raises TypeError for a handler that would block. May be extended."""

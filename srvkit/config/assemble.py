@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from srvkit.config.certificates import load_certificates, notes_on
 from srvkit.config.compose import Plan, compose
 from srvkit.config.model import Config, Problems
+from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
 from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins, make_manager
@@ -25,6 +26,19 @@ class Assembled:
     def notes(self) -> list[str]:
         """Return what is worth knowing, although nothing is wrong."""
         return [*self.plugins.notes, *notes_on(self.certificates)]
+
+    def try_models(self, problems: Problems) -> None:
+        """Make the loop of each model once. Raises ConfigError, of status 3, where one cannot be had."""
+        for plan in self.plans:
+            try_loop = getattr(plan.server_class, "try_loop", None)
+            if try_loop is None:
+                continue
+            try:
+                try_loop()
+            except Exception as error:
+                message = f"{plan.model!r} cannot run here: {in_one_line(error)}"
+                problems.add(("server", plan.name, "concurrency"), message, status=3)
+        problems.raise_if_any()
 
 
 def assemble(

@@ -19,7 +19,7 @@ from typing import Any
 from srvkit.concurrency.serial import SerialMixIn
 from srvkit.config.edge import Edge
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
-from srvkit.contracts import missing_packages
+from srvkit.contracts import missing_packages, needed_packages
 from srvkit.errors import ConfigError, PluginError, Problem
 from srvkit.net.address import Address, overlap, parse
 from srvkit.net.listener import Listener, SocketSettings, bind_each
@@ -232,13 +232,17 @@ class _Composer:
         )
 
     def _check_packages(self, model: Offer, options: Mapping[str, Any]) -> None:
-        for package in missing_packages(model.thing, **options):
-            option = (package.option,) if package.option else ()
-            self.problems.add(
-                (*self.key, "concurrency", *option),
-                f"{options.get(package.option, model.name)!r} needs the package {package.name}: "
-                f"pip install {package.install!r}",
-            )
+        missing = missing_packages(model.thing, **options)
+        for package in needed_packages(model.thing, **options):
+            key = (*self.key, "concurrency", *([package.option] if package.option else []))
+            needs = f"{options.get(package.option, model.name)!r} needs the package {package.name}"
+            if package in missing:
+                self.problems.add(key, f"{needs}: pip install {package.install!r}")
+            elif reason := package.why_broken():
+                self.problems.add(key, f"{needs}, which cannot be imported: {reason}", status=3)
+        notes = getattr(model.thing, "notes", None)
+        if notes is not None:
+            self.plugins.notes += [f"server.{self.name}: {note}" for note in notes(**options)]
 
     def _model_options(self, model: Offer) -> dict[str, Any]:
         declared = getattr(model.thing, "Options", _NoOptions)

@@ -76,7 +76,7 @@ class Problems:
 
     def __init__(self, source: Source | None = None) -> None:
         self.source = source or Source()
-        self._found: list[tuple[Key, str, str]] = []
+        self._found: list[tuple[Key, str, str, int]] = []
         self._unlisted = 0
 
     def __len__(self) -> int:
@@ -87,8 +87,11 @@ class Problems:
         """Whether further problems are counted only: no need to look for good words."""
         return len(self._found) >= _MOST
 
-    def add(self, key: Key, message: str, file: str = "") -> None:
+    def add(self, key: Key, message: str, file: str = "", status: int = 2) -> None:
         """Note a problem at a key, () for the file as a whole; `file` where it is not the source's own.
+
+        `status` is what a command ends with that has no other: 3 where the file is right and what it asks
+        for is broken.
 
         What the environment gave for the key is replaced by ${NAME} wherever the message quotes it
         in full.
@@ -97,14 +100,14 @@ class Problems:
             self._unlisted += 1
             return
         message = " ".join(self.source.redacted(key, message).split())
-        self._found.append((self.source.trimmed(key), message, file))
+        self._found.append((self.source.trimmed(key), message, file, status))
 
     def listed(self) -> list[Problem]:
         """Return the problems in the order of the file, then those that have no line, then overrides."""
         listed = []
-        for key, message, name in self._found:
+        for key, message, name, status in self._found:
             file, line = (name, 0) if name else self.source.place(key)
-            listed.append(Problem(message, toml.dotted(key), file, line))
+            listed.append(Problem(message, toml.dotted(key), file, line, status=status))
         listed.sort(key=lambda problem: (problem.file == OVERRIDE, not problem.line, problem.line))
         if self._unlisted:
             listed.append(Problem(f"and {self._unlisted} more problems", file=self.source.name))

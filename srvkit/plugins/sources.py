@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
 
 _MADE_HERE = "__srvkit_plugin__"  # in the namespace of every module that a `_Loader` made
@@ -235,8 +236,7 @@ def _in_one_line(error: BaseException) -> str:
         place = f" ({file}:{[line for other, line in theirs if other == file][-1]})"
     elif isinstance(error, SyntaxError) and error.filename:
         text, place = error.msg, f" ({error.filename}:{error.lineno or 1})"
-    words = " ".join(text.split())
-    return f"{type(error).__name__}{': ' if words else ''}{words}{place}"
+    return in_one_line(error, text) + place
 
 
 @dataclass

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from srvkit.fork import fork
+
 log = logging.getLogger("srvkit.process")
 
 CANNOT_BOOT = 78  # the status of a child that broke before it could say why
@@ -42,7 +44,7 @@ class Children:
         sys.stderr.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 _be_the_child(main)
         finally:

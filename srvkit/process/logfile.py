@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import mmap
 import os
 import select
 import signal
 import socket
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +42,7 @@ class LogFile:
         self._fd = fd
         self._torn = False  # the last line was written in part
         self._socket: socket.socket | None = None
+        self._notices: _Notices | None = None
         self._send = self._sender()
 
     def __repr__(self) -> str:
@@ -63,6 +66,9 @@ class LogFile:
 
     def write(self, line: bytes) -> bool:
         """Write a whole line by one write; return whether all of it went out."""
+        notices = self._notices
+        if notices is not None and notices.has_news():
+            self._follow(notices)
         data = b"\n" + line if self._torn else line
         try:
             written = self._send(data)
@@ -90,8 +96,22 @@ class LogFile:
         self.replace(fd)
         return True
 
+    def tell_forks(self) -> None:
+        """Let what is forked from here go on with what `replace` is given, from its next line on."""
+        self._notices = _Notices()
+
     def replace(self, fd: int) -> None:
         """Go on with another descriptor, which is taken over; others may be writing meanwhile."""
+        if self._notices is not None:
+            self._notices.put_up(fd)
+        self._go_on_with(fd)
+
+    def _follow(self, notices: _Notices) -> None:
+        fd = notices.read()
+        if fd is not None:
+            self._go_on_with(fd)
+
+    def _go_on_with(self, fd: int) -> None:
         os.dup2(fd, self._fd, inheritable=False)  # at once: a line goes whole to one or the other
         os.close(fd)
         self._torn = False
@@ -106,6 +126,7 @@ class LogFile:
     def close(self) -> None:
         """Close the descriptor; what is written from now on is lost."""
         fd, self._fd, self._send = self._fd, -1, _nowhere
+        self._notices = None
         if self._socket is not None:
             self._socket.detach()
         if fd >= 0:
@@ -139,6 +160,41 @@ class LogFile:
         while written < len(data) and poll.poll(0):
             written += os.write(self._fd, data[written : written + select.PIPE_BUF])
         return written
+
+
+class _Notices:
+    """Where a process puts up its latest descriptor, for all that were forked from it.
+
+    It waits in a socket, where each of them finds it by looking without taking it away. How often there
+    was a new one is counted in memory they share, so that a line which is written costs no system call.
+    """
+
+    def __init__(self) -> None:
+        self._put, self._look = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._put.setblocking(False)
+        self._look.setblocking(False)
+        self._count = mmap.mmap(-1, 1)
+        self._seen = 0
+
+    def put_up(self, fd: int) -> None:
+        with suppress(BlockingIOError):
+            self._look.recv(1)
+        with suppress(OSError):  # too many are in flight: they stay with the old one
+            socket.send_fds(self._put, [b"!"], [fd])
+            self._seen = self._count[0] = (self._seen + 1) % 256
+
+    def has_news(self) -> bool:
+        return self._count[0] != self._seen
+
+    def read(self) -> int | None:
+        """Return a copy of the latest descriptor; None where it cannot be had just now."""
+        count = self._count[0]
+        try:
+            _, fds, _, _ = socket.recv_fds(self._look, 1, 1, socket.MSG_PEEK)
+        except OSError:  # between two of them, no descriptor left, or closed by a stranger
+            return None
+        self._seen = count
+        return _above_standard_files(fds[0]) if fds else None
 
 
 def _nowhere(data: bytes) -> int:

@@ -75,11 +75,13 @@ def set_up(settings: LoggingSettings, log_file: LogFile, *, server: str = "") ->
 
 def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     """Log an exception that Python can raise nowhere, which it would print itself, line by line."""
-    error, what = unraisable.exc_value, unraisable.object
-    if isinstance(error, UnicodeDecodeError) and error.object == what:
-        log.debug("a name that is none: %r", what)  # of a TLS client, whose handshake fails for it
+    error, where = unraisable.exc_value, unraisable.err_msg or "exception ignored in"
+    if unraisable.object is not None:  # from Python 3.14 on, the message says it
+        where = f"{where}: {unraisable.object!r}"
+    if isinstance(error, UnicodeDecodeError) and repr(error.object) in where:
+        log.debug("a name that is none: %r", error.object)  # of a TLS client, whose handshake fails for it
     else:
-        log.error("ignored in %r: %s", what, unraisable.err_msg or "an exception", exc_info=error)
+        log.error("%s", where, exc_info=error)
 
 
 class LogHandler(logging.Handler):

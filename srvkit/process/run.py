@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from time import monotonic, sleep
 from typing import NoReturn
 
 from srvkit.config.compose import Plan
@@ -27,6 +28,7 @@ from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
 
+SHORT, LOOK_AGAIN = 0.02, 0.5  # seconds between looks at a process whose end the kernel cannot announce
 # What the process of a server writes to its parent: that it is ready, or why it failed; and when it ends,
 # with which status, since somebody else may wait for it first: another reaper, or the system (SIG_IGN).
 READY = b"\n"
@@ -142,13 +144,17 @@ class ServerProcess:
         self.name = plan.name
         self.listeners = bound.pop(plan.name)
         self._drains = False
-        parent = os.pidfd_open(os.getpid())
+        parent, self._lifeline = _end_of(os.getpid()), None
+        if parent is None:
+            parent, self._lifeline = os.pipe()
         self.ready, ready = os.pipe()  # readable when there is something for `wait_ready`
         self._status: int | None = None  # with which it says that it ends
         self.pid = fork_afresh(*APART_SIGNALS, *IGNORED_SIGNALS)
         if self.pid == 0:
             os.setsid()  # no job of a terminal: it could not read there, nor always write
             os.close(self.ready)
+            if self._lifeline is not None:
+                os.close(self._lifeline)
             for listener in (listener for listeners in bound.values() for listener in listeners):
                 listener.leave()
             _serve_and_exit(plan, self.listeners, plugins, drain_timeout, parent, ready)
@@ -156,7 +162,7 @@ class ServerProcess:
         os.close(ready)
         for listener in self.listeners:
             listener.socket.close()  # its file is removed at the end, if the process did not get to it
-        self.pidfd = os.pidfd_open(self.pid)
+        self.pidfd = _end_of(self.pid)
 
     def begin_drain(self, patience: float = 0.0) -> None:
         if not self._drains:  # a second signal would mean more, and patience it has itself
@@ -177,7 +183,15 @@ class ServerProcess:
 
     def has_ended(self, timeout: float | None) -> bool:
         """Wait at most `timeout` seconds (None: without end) for the end of the process."""
-        return wait_for(self.pidfd, timeout)
+        if self.pidfd is not None:
+            return wait_for(self.pidfd, timeout)
+        deadline = None if timeout is None else monotonic() + timeout
+        with suppress(ChildProcessError):  # somebody else has waited for it
+            while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                if deadline is not None and monotonic() >= deadline:
+                    return False
+                sleep(SHORT)
+        return True
 
     def reap(self) -> int:
         """Wait for the end, clean up, and return the exit status; negative for a signal."""
@@ -193,8 +207,9 @@ class ServerProcess:
             status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # the program ignores SIGCHLD, or has waited for it
             status = FORCED if self._status is None else self._status
-        os.close(self.pidfd)
-        os.close(self.ready)
+        for fd in (self.pidfd, self.ready, self._lifeline):
+            if fd is not None:
+                os.close(fd)
         for listener in self.listeners:
             listener.close()
         return status
@@ -208,8 +223,18 @@ class ServerProcess:
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
-            # Not by its number, which may be another's once somebody else has waited for it.
-            signal.pidfd_send_signal(self.pidfd, number)
+            if self.pidfd is None:
+                os.kill(self.pid, number)
+            else:  # not by its number, which may be another's once somebody else has waited for it
+                signal.pidfd_send_signal(self.pidfd, number)
+
+
+def _end_of(pid: int) -> int | None:
+    """Return a descriptor that is readable when a process has ended; None where it cannot be had."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # no such call, or not permitted
+        return None
 
 
 def _serve_and_exit(
@@ -268,7 +293,16 @@ class RunningWorker(Worker):
                 self.worsen(status if status > 0 else FORCED)
             self.ended(process)
 
-        self.watch(process.pidfd, reap)
+        def look() -> None:
+            if process.has_ended(0):
+                reap()
+            else:
+                self._loop.call_later(LOOK_AGAIN, look)
+
+        if process.pidfd is not None:
+            self.watch(process.pidfd, reap)
+        else:
+            look()
         self.watch(process.ready, ready)
 
     def stop(self, drain_timeout: float | None = None) -> None:

@@ -14,7 +14,7 @@ log = logging.getLogger("srvkit.process")
 
 
 def see_through(server: TCPServer, plugins: Plugins, ready: Callable[[], None]) -> None:
-    """Serve until the server is stopped; `ready` is called once clients can connect.
+    """Serve until the server is stopped; `ready` is called once clients can connect and are accepted.
 
     Raises what kept it from starting or broke its loop. In any case it is closed afterwards, and what
     was started is shut down again.
@@ -25,7 +25,7 @@ def see_through(server: TCPServer, plugins: Plugins, ready: Callable[[], None]) 
             plugins.hook.srvkit_server_start(server=server)
             try:
                 server.server_activate()
-                ready()
+                server.on_serving = ready  # a loop that cannot be made or run has never said it
                 server.serve_forever()
             finally:
                 server.server_close()

@@ -10,6 +10,8 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any
 
+from srvkit.fork import fork
+
 PLAIN: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}  # what Python itself does at its start
 # What is said to a whole group of processes, or to all of one name, is meant for the first of them.
 IGNORED_SIGNALS = tuple(
@@ -39,7 +41,7 @@ def fork_afresh(*held_back: int) -> int:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             _forget_handlers()
             before = set(held_back)

@@ -97,6 +97,7 @@ def _trial(config: Config, problems: Problems) -> Message:
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
     assembled = assemble(config, problems, certificates)
+    assembled.try_models(problems)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
         refuse_threads()
     return assembled.notes()
@@ -106,6 +107,7 @@ def serve(post: Post) -> int:
     """Be a worker until told to stop; returns the exit status. In a process just forked for this."""
     channel = post.channel
     _begin_afresh()
+    post.log_file.tell_forks()
     faulthandler.enable(post.stacks)
     _hold_on_to(post.lifeline)
     os.register_at_fork(after_in_child=_LettingGo(channel, post.lifeline, post.listeners))

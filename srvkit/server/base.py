@@ -74,6 +74,7 @@ class BaseServer:
     reply_only_if_written = False
     fork_beside_threads = True
     child_signals: ChildSignals | None = None
+    on_serving: Callable[[], None] | None = None  # called in the loop, in its first turn
 
     socket: Any  # the listening socket; in a server of several the one that brought the request at hand
     _listeners: Sequence[Listener] = ()  # the sockets of a server from TOML; else there is just self.socket
@@ -191,6 +192,8 @@ class BaseServer:
                     made_non_blocking.append(fd)
             self.loop_begins(loop)
             self._listen_again()
+            if self.on_serving is not None:
+                loop.call_soon(self.on_serving)
             while not self.__shutdown_request:
                 loop.wait(poll_interval if polled else None)
                 if not self.__shutdown_request:

@@ -6,6 +6,7 @@ What a connection is, is known here; what is said on it is the handler's busines
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from typing import Any, Self
 
@@ -31,7 +32,7 @@ class TCPServer(BaseServer):
 
     address_family: int = socket.AF_INET
     socket_type: int = socket.SOCK_STREAM
-    request_queue_size = 5
+    request_queue_size: int = socket.SOMAXCONN if sys.version_info >= (3, 15) else 5  # as socketserver's
     allow_reuse_address = False
     allow_reuse_port = False
 

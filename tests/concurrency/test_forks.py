@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,61 @@ def test_children_are_reaped_as_they_end(forking: Any, client: Any, eventually: 
         before = set(children_of(server))
     eventually(lambda: len(before & set(children_of(server))) < len(before))
     eventually(lambda: not [pid for pid in before if pid in children_of(server) and _is_zombie(pid)])
+
+
+FAILING = {
+    "every second": "count = iter(range(1000))\n"
+    "def fail(pid, flags=0):\n"
+    "    if next(count) % 2: raise OSError(24, 'Too many open files')\n"
+    "    return real(pid, flags)\n",
+    "all": "def fail(pid, flags=0): raise OSError(1, 'Operation not permitted')\n",
+    "from now on": "del real\ndef fail(pid, flags=0): raise OSError(38, 'Function not implemented')\n",
+}
+
+
+@pytest.mark.parametrize("failing", FAILING)
+@pytest.mark.parametrize("looped", [True, False], ids=["serve_forever", "handle_request"])
+def test_children_are_reaped_where_the_kernel_does_not_announce_their_end(
+    looped: bool, failing: str, run_code: Any, client: Any, eventually: Any
+) -> None:
+    code = BARE.replace(
+        "# more", f"real = os.pidfd_open\n{FAILING[failing]}os.pidfd_open = fail\nServer.max_children = 3\n"
+    )
+    if not looped:
+        code = code.replace("server.serve_forever()", "while True: server.handle_request()")
+    program = run_code(code)
+    (address,) = program.addresses("test")
+    for _ in range(2):
+        socks = [client(address) for _ in range(3)]
+        pids = [ask(sock)["pid"] for sock in socks]
+        for sock in socks:
+            sock.close()
+        if looped:
+            eventually(lambda pids=pids: not set(pids) & set(children_of(program.pid)))
+    with client(address) as sock:
+        assert ask(sock)
+    if not looped:
+        program.process.kill()
+
+
+def test_single_and_embedded_servers_do_without_pidfd(run_code: Any, client: Any) -> None:
+    program = run_code(
+        HANDLERS + "del os.pidfd_open\n"
+        "for _ in range(2):\n"
+        "    with srvkit.serve(Stream, 'tcp://127.0.0.1:0', concurrency='forking') as server:\n"
+        "        print(' test: listening on tcp://%s:%d' % server.address)\n"
+        "        input()\n"
+        "    print('stopped')\n",
+        stdin=subprocess.PIPE,
+    )
+    for count in (1, 2):
+        program.wait_for("listening on", times=count)
+        address = re.findall(r"listening on (\S+)", program.log)[-1]
+        with client(address) as sock:
+            assert ask(sock)
+        program.say("\n")
+        program.wait_for("stopped", times=count)
+    assert program.ended() == 0
 
 
 def _is_zombie(pid: int) -> bool:
@@ -251,6 +308,51 @@ def test_a_fork_that_fails_costs_one_client_only(run_code: Any, client: Any) -> 
     program.wait_for("cannot accept: .*no more processes; next try in 10 ms")
     with client(address) as sock:
         assert ask(sock)
+
+
+def test_warnings_as_errors_lose_no_child_beside_threads(run_code: Any, client: Any) -> None:
+    """Python warns of such a fork, from 3.15 on after it: its parent must know the child all the same."""
+    program = run_code(
+        BARE.replace(
+            "# more",
+            "import warnings\n"
+            "warnings.simplefilter('error')\n"
+            "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+            "before = lambda: threading.Thread(target=tell_children, daemon=True).start()\n"
+            "def tell_children():\n"
+            "    for _ in sys.stdin:\n"
+            "        print('children:', *sorted(server.active_children), flush=True)\n",
+        ),
+        stdin=subprocess.PIPE,
+    )
+    (address,) = program.addresses("test")
+    with client(address) as one, client(address) as two:
+        pids = sorted(ask(sock)["pid"] for sock in (one, two))
+        program.say("\n")
+        program.wait_for(f"^children: {pids[0]} {pids[1]}$")
+    assert program.end() == 0
+    assert "Warning" not in program.log and "Traceback" not in program.log
+
+
+@pytest.mark.parametrize("config", [COMPOSED, COMPOSED + ANOTHER], ids=["alone", "beside others"])
+@pytest.mark.parametrize("arguments", [(), ("--single",)], ids=["supervised", "single"])
+def test_warnings_as_errors_lose_no_client_of_a_process_with_a_foreign_thread(
+    run_srvkit: Any, client: Any, config: str, arguments: tuple[str, ...]
+) -> None:
+    """A thread that is not Python's, as libraries start them, counts where Python warns."""
+    program = run_srvkit(
+        config,
+        HANDLERS + "import faulthandler, warnings\n"
+        "warnings.simplefilter('error')\n"
+        "faulthandler.dump_traceback_later(3600)\n",
+        *arguments,
+    )
+    (address,) = program.addresses("test")
+    for _ in range(3):  # one more than max_children
+        with client(address) as sock:
+            ask(sock)
+    assert program.end() == 0
+    assert "Warning" not in program.log and "Traceback" not in program.log
 
 
 def test_handle_request_waits_for_room_and_leaves_nobody_behind(run_code: Any, client: Any) -> None:

@@ -152,10 +152,10 @@ def test_auto_takes_uvloop_where_it_is_installed(
 
 
 def test_a_missing_uvloop_is_an_error_that_says_what_to_install(monkeypatch: Any) -> None:
-    monkeypatch.setattr("srvkit.concurrency.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(srvkit.ConfigError) as caught:
         srvkit.serve(Echo, "tcp://127.0.0.1:0", concurrency={"name": "asyncio", "loop": "uvloop"})
-    assert 'pip install "srvkit[uvloop]"' in str(caught.value)
+    assert "pip install 'srvkit[uvloop]'" in str(caught.value)
     assert "concurrency" in str(caught.value)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from srvkit.fork import fork
 from srvkit.net.readiness import Readiness
 from srvkit.process.channel import Channel, open_channel
 
@@ -158,7 +159,7 @@ def test_a_channel_that_is_closed_by_what_it_says_is_not_read_any_further(ends):
 def test_waiting_until_it_is_out_does_not_mind_a_slow_reader(ends):
     """As a process that is about to end: the reader is another one."""
     one, other = ends
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         other.loop.close()  # first: what is closed next must not be taken out of the parent's epoll
         other.channel.close()
@@ -175,7 +176,7 @@ def test_waiting_until_it_is_out_does_not_mind_a_slow_reader(ends):
 def test_the_kernel_ends_a_child_that_does_not_read_when_the_other_side_is_heard(news):
     ours, theirs = open_channel()
     ready, told = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         ours.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 
 import pytest
 
+from srvkit.fork import fork
 from srvkit.process.children import CANNOT_BOOT, Children, ending
 
 PATIENCE = 30
@@ -113,11 +116,27 @@ def test_no_signal_goes_to_a_number_that_is_not_a_childs(family):
 
 
 def test_a_child_that_was_forked_before_can_be_adopted(family):
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os._exit(9)
     family.adopt(pid, lambda status: family.ends.append(("adopted", status)))
     assert family.heard() == [("adopted", 9)]
+
+
+def test_warnings_as_errors_lose_no_child_beside_threads(family):
+    """Python warns of such a fork, from 3.15 on after it: its parent must know the child all the same."""
+    done = threading.Event()
+    beside = threading.Thread(target=done.wait)
+    beside.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pid = family.begin(lambda: 7)
+        assert pid in family
+        assert family.heard() == [("one", 7)]
+    finally:
+        done.set()
+        beside.join()
 
 
 def test_what_was_printed_before_is_printed_once(run_code):

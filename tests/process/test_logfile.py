@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from srvkit.fork import fork
 from srvkit.process.logfile import LogFile
 
 LINE = b"x" * 99 + b"\n"
@@ -236,7 +237,7 @@ def test_lines_of_several_processes_do_not_mix(opened, tmp_path):
     file = opened(tmp_path / "log")
     children = []
     for letter in b"abc":
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             for _ in range(2000):
                 file.write(bytes([letter]) * 500 + b"\n")

@@ -8,6 +8,7 @@ from time import monotonic
 
 import pytest
 
+from srvkit.fork import fork
 from srvkit.net.connection import CLOSED, EOF, ERROR, OUTCOMES, RESET
 from srvkit.process.scoreboard import Board, ChildRows, Counts
 
@@ -20,7 +21,7 @@ def board():
 
 
 def in_a_child(call) -> None:
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         status = 1
         try:
