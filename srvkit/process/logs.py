@@ -17,6 +17,7 @@ from time import monotonic
 from srvkit.config.model import Config, LoggingSettings
 from srvkit.errors import SrvkitError
 from srvkit.plugins import connection_log
+from srvkit.process import loggers
 from srvkit.process.logfile import LogFile
 from srvkit.process.loglines import json_layout, shortened, text_layout
 
@@ -63,7 +64,9 @@ def set_up(settings: LoggingSettings, log_file: LogFile, *, server: str = "") ->
     logging.captureWarnings(True)
     root = logging.getLogger()
     replaced = root.handlers[:]
-    root.addHandler(LogHandler(log_file, settings.format, server or "srvkit"))
+    ours = LogHandler(log_file, settings.format, server or "srvkit")
+    root.addHandler(ours)
+    loggers.keep_on(ours, settings.level.upper())
     for handler in replaced:
         root.removeHandler(handler)
         handler.close()

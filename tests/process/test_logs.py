@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from srvkit.config.model import Config, LoggingSettings, SrvkitSettings
 from srvkit.fork import fork
-from srvkit.process import logs
+from srvkit.process import loggers, logs
 from srvkit.process.logfile import LogFile
 from srvkit.process.logs import LogError, LogHandler, open_log, set_up
 
@@ -78,6 +78,7 @@ def own_logging():
     logging.captureWarnings(False)
     logging.raiseExceptions = raising
     sys.unraisablehook = unraisable
+    loggers.let_go()
 
 
 # ---- text
@@ -414,6 +415,94 @@ def test_connections_are_logged_whatever_the_level(tmp_path, own_logging):
     logging.getLogger("srvkit.server").warning("two")
     assert [line[-3:] for line in (tmp_path / "x.log").read_text().splitlines()] == ["one"]
     file.close()
+
+
+def test_our_loggers_stay_on_and_others_see_what_they_say(tmp_path, own_logging):
+    said = config(tmp_path, file="x.log")
+    file = open_log(said)
+    set_up(said.logging, file)
+    log = logging.getLogger("srvkit.server")
+
+    class Seen(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    messages = []
+    log.disabled = True
+    root = logging.getLogger()
+    root.handlers = [Seen()]
+    root.setLevel("ERROR")
+    factory = logging.getLogRecordFactory()
+    logging.disable()
+    logging.setLogRecordFactory(lambda *args: 1 / 0)
+    try:
+        log.debug("nothing")
+        log.info("all %s", "is well")
+        logging.getLogger("srvkit.server.deeper").error("not ours: it is off")
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.setLogRecordFactory(factory)
+    assert messages == ["all is well"]
+    assert [line.split(": ", 1)[1] for line in (tmp_path / "x.log").read_text().splitlines()] == messages
+    file.close()
+
+
+RECONFIGURED = """
+import logging, logging.config
+from srvkit import Lines, MessageHandler, hookimpl
+
+def reconfigure():
+    logging.config.dictConfig({"version": 1, "loggers": {"mine": {"level": "INFO"}}})
+    logging.config.dictConfig({
+        "version": 1,
+        "handlers": {"nowhere": {"class": "logging.NullHandler"}},
+        "root": {"level": "CRITICAL", "handlers": ["nowhere"]},
+    })
+    logging.basicConfig(force=True, level="CRITICAL", handlers=[logging.NullHandler()])
+    logging.disable()
+    logging.shutdown()
+    logging.captureWarnings(False)
+
+if WHEN == "import":
+    reconfigure()
+
+class Fail(MessageHandler):
+    framing = Lines()
+
+    @classmethod
+    def startup(cls, server):
+        if WHEN == "startup":
+            reconfigure()
+
+    def handle_message(self, message):
+        if WHEN == "message":
+            reconfigure()
+        raise ValueError(f"a mistake in {message}")
+
+@hookimpl
+def srvkit_handlers():
+    return {"fail": Fail}
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "model"),
+    [
+        *((when, model) for when in ("import", "startup") for model in ("threading", "forking")),
+        *(("message", m) for m in ("serial", "threading", "pool", "forking", "event", "asyncio", "gevent")),
+    ],
+)
+def test_a_plugin_that_configures_logging_does_not_silence_srvkit(when, model, managed, available):
+    available(model)
+    servers = f'[server.a]\nlisten = "unix:a.sock"\nhandler = "fail"\nconcurrency = "{model}"\n'
+    managed.write(f"[logging]\nconnections = true\n{servers}", f"WHEN = {when!r}\n{RECONFIGURED}")
+    managed.begin()
+    for line in (b"one", b"two"):
+        assert managed.answer(line) == b""
+    for line in ("one", "two"):
+        managed.program.wait_for(f"ValueError: a mistake in b'{line}'$")
+    managed.program.wait_for(" error after ", times=2)
+    assert managed.program.end() == 0
 
 
 # ---- the command
