@@ -178,6 +178,11 @@ class Readiness:
         heapq.heappush(self._timers, (timer.when, next(self._order), timer))
         return timer
 
+    def postpone(self, timer: Timer, seconds: float) -> None:
+        """Have a timer that was due come once more, `seconds` from now; cancelling it still forgets it."""
+        timer.when = monotonic() + seconds
+        heapq.heappush(self._timers, (timer.when, next(self._order), timer))
+
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback()` in the waiting thread, as soon as it has called back for what is ready."""
         self._soon.append(callback)

@@ -12,9 +12,11 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
 from srvkit.fork import fork
+from srvkit.process.boundary import attempt
 
 log = logging.getLogger("srvkit.process")
 
@@ -38,18 +40,24 @@ class Children:
         """Run `main()` in a child, which ends with what that returns; return the child's number.
 
         `ended(status)` is called from `reap`, with the exit status, or the negative number of the signal.
-        All signals are held back when `main` begins. Raises OSError where no process can be had.
+        All signals are held back when `main` begins. Raises OSError where no process can be had, and says so.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for file in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # what cannot be written, the child cannot write either
+                file.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
-            pid = fork()
+            pid = _fork()
             if pid == 0:
                 _be_the_child(main)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._ends[pid] = ended
+        try:
+            self._ends[pid] = ended
+        except BaseException:  # nobody would know of it
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         return pid
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> None:
@@ -70,7 +78,8 @@ class Children:
             except ChildProcessError:  # somebody else has waited for it
                 reaped, status = pid, 0
             if reaped:
-                self._ends.pop(pid)(os.waitstatus_to_exitcode(status))
+                ended = self._ends.pop(pid)
+                attempt(f"the end of process {pid}", partial(ended, os.waitstatus_to_exitcode(status)))
         if os.getpid() == 1:
             self._reap_strangers()
 
@@ -81,6 +90,13 @@ class Children:
                     return  # just ended; SIGCHLD comes for it
                 os.waitpid(found.si_pid, 0)
                 log.debug("process %d, which was left to us, has ended", found.si_pid)
+
+
+def _fork() -> int:
+    try:
+        return fork()
+    except OSError as error:
+        raise OSError(error.errno, f"no process can be had: {error.strerror}") from error
 
 
 def _be_the_child(main: Callable[[], int]) -> NoReturn:
