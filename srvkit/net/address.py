@@ -97,7 +97,7 @@ class Address:
         host = self.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
         try:
             found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):
             return None
         return self.at(found[0][4])
 
@@ -158,6 +158,16 @@ def _parse_internet(text: str, scheme: str, rest: str) -> Address:
     if "/" in host or "@" in host or any(character.isspace() for character in host):
         raise ValueError(f"{text!r}: {host!r} is no host name")
     return Address(scheme, host=host.strip("[]"), port=int(port))
+
+
+def objection(host: str) -> str:
+    """Say why a host cannot have this name, wherever it is looked up; "" where it may have."""
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        cause = error.__cause__ or error  # the codec's own words, without those about the codec
+        return getattr(cause, "reason", "") or str(cause)
+    return "it has a null character" if "\0" in host else ""
 
 
 def overlap(one: Address, other: Address) -> bool:

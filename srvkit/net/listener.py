@@ -12,14 +12,14 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from srvkit.contracts import FileMode, Size, setting
 from srvkit.errors import ListenError
 from srvkit.net import inherited, socketfile, unixpath
-from srvkit.net.address import Address
+from srvkit.net.address import Address, objection
 from srvkit.net.socketfile import FileIdentity, Permissions, identity
 
 try:
@@ -240,7 +240,7 @@ def bind(
     if address.is_unix:
         return _bind_unix(address, settings)
     numeric = numeric or resolve(address)[0]
-    sock = socket.socket(socket.AF_INET6 if ":" in numeric.host else socket.AF_INET, _kind_of(address))
+    sock = _open(address, socket.AF_INET6 if ":" in numeric.host else socket.AF_INET)
     try:
         _set_listener_options(sock, numeric, settings)
         if beside:
@@ -269,6 +269,9 @@ def resolve(address: Address) -> list[Address]:
         )
     except OSError as error:
         raise ListenError(address, f"the host name cannot be resolved ({error.strerror})") from error
+    except ValueError as error:  # of the codec for host names
+        reason = objection(address.host) or error
+        raise ListenError(address, f"the host name cannot be resolved ({reason})") from None
     # A name with both kinds of address is served on IPv4, as the standard library does.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return list(dict.fromkeys(address.at(entry[4]) for entry in found))
@@ -290,6 +293,13 @@ def share(sockets: Sequence[Any], on: bool = True) -> None:
 
 def _kind_of(address: Address) -> socket.SocketKind:
     return socket.SOCK_STREAM if address.kind == "stream" else socket.SOCK_DGRAM
+
+
+def _open(address: Address, family: int) -> socket.socket:
+    try:
+        return socket.socket(family, _kind_of(address))
+    except OSError as error:
+        raise ListenError(address, _explain(error)) from error
 
 
 def _sockaddr(numeric: Address) -> Any:
@@ -323,7 +333,12 @@ def _set_stream_options(sock: socket.socket, settings: SocketSettings) -> None:
 
 def _adopt(address: Address) -> socket.socket:
     try:
-        sock = socket.socket(fileno=os.dup(address.fd))
+        copy = os.dup(address.fd)
+        try:
+            sock = socket.socket(fileno=copy)
+        except BaseException:
+            os.close(copy)
+            raise
     except OSError as error:
         raise ListenError(address, f"descriptor {address.fd} is no socket ({error.strerror})") from error
     if sock.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -341,10 +356,15 @@ def _adopt_named(address: Address) -> list[socket.socket]:
             raise ListenError(address, "the socket is neither of streams nor of datagrams")
         if _is_connected(sock):
             raise ListenError(address, "the socket is a connection; its socket unit needs Accept=no")
+    copies: list[socket.socket] = []
     try:
-        return [sock.dup() for sock in found]
+        for sock in found:
+            copies.append(sock.dup())
     except OSError as error:
+        for copy in copies:
+            copy.close()
         raise ListenError(address, _explain(error)) from error
+    return copies
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -356,7 +376,7 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _bind_unix(address: Address, settings: SocketSettings) -> Listener:
-    sock = socket.socket(socket.AF_UNIX, _kind_of(address))
+    sock = _open(address, socket.AF_UNIX)
     try:
         _set_listener_options(sock, address, settings)
         if not address.is_abstract:
@@ -388,9 +408,18 @@ def _permissions(address: Address, settings: SocketSettings) -> Permissions:
     return Permissions(int(settings.mode, 8), _user_id(address, settings), _group_id(address, settings))
 
 
+def look_up_owner(address: Address, settings: SocketSettings) -> SocketSettings:
+    """Return the settings with numbers as owner and group, for which it may wait for a directory of users.
+
+    Raises ListenError.
+    """
+    uid, gid = _user_id(address, settings), _group_id(address, settings)
+    return replace(settings, owner=str(uid) if uid >= 0 else "", group=str(gid) if gid >= 0 else "")
+
+
 def _user_id(address: Address, settings: SocketSettings) -> int:
-    if not settings.owner:
-        return -1
+    if not settings.owner or _is_number(settings.owner):
+        return int(settings.owner or -1)
     try:
         return pwd.getpwnam(settings.owner).pw_uid
     except KeyError:
@@ -398,12 +427,16 @@ def _user_id(address: Address, settings: SocketSettings) -> int:
 
 
 def _group_id(address: Address, settings: SocketSettings) -> int:
-    if not settings.group:
-        return -1
+    if not settings.group or _is_number(settings.group):
+        return int(settings.group or -1)
     try:
         return grp.getgrnam(settings.group).gr_gid
     except KeyError:
         raise ListenError(address, f"there is no group {settings.group!r}") from None
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def _warn_if_capped(address: Address, backlog: int) -> None:

@@ -6,17 +6,48 @@ They are the supervisor's. Workers have copies, and close those without harm to 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from srvkit.config.model import Config, ServerSettings
 from srvkit.errors import ListenError
 from srvkit.net.address import Address, covers, overlap, parse
-from srvkit.net.listener import Listener, bind_each, resolve, share
+from srvkit.net.listener import Listener, SocketSettings, bind_each, look_up_owner, resolve, share
+from srvkit.process.boundary import attempt
+
+Names = Mapping[str, Any]  # what `look_up_names` has found, and fit for a message
+NO_NAMES: Names = {"hosts": {}, "owners": {}}
 
 
 def addresses_of(settings: ServerSettings, config: Config) -> list[Address]:
     """Return where a server listens. Raises ValueError for what is no address."""
     return [parse(text).relative_to(config.folder) for text in settings.listen]
+
+
+def look_up_names(
+    config: Config, before: ListeningSockets | None, looking: Callable[[str], None]
+) -> Names:
+    """Return what the names stand for that the sockets need: hosts, and owners of files.
+
+    Others answer that, in their own time: whoever serves meanwhile asks from a process of its own.
+    `looking(what)` is called before each question. A name that is listened on keeps its number, whoever
+    has it by now: no reload needs a name server for that. Raises ListenError.
+    """
+    hosts, owners = {}, {}
+    for name, settings in config.server.items():
+        for address in addresses_of(settings, config):
+            if address.is_internet and address.numeric() is None:
+                known = before.number_of(address) if before is not None else None
+                if known is None:
+                    looking(f"the host {address.host}")
+                hosts[str(address)] = [known] if known else [one.host for one in resolve(address)]
+            if address.is_unix and not address.is_abstract:
+                looking("the owner of a socket")
+                numbered = look_up_owner(address, settings.socket)
+                owners[name] = [numbered.owner, numbered.group]
+    return {"hosts": hosts, "owners": owners}
 
 
 class ListeningSockets:
@@ -31,8 +62,15 @@ class ListeningSockets:
     shrinks, the new socket is the narrower one, and the old one is drained as any that is of no use.
     """
 
-    def __init__(self, config: Config, before: ListeningSockets | None = None) -> None:
+    def __init__(
+        self, config: Config, before: ListeningSockets | None = None, names: Names = NO_NAMES
+    ) -> None:
         self._before = before
+        self._hosts = names["hosts"]
+        self._settings = {
+            name: _owned(settings.socket, names["owners"].get(name))
+            for name, settings in config.server.items()
+        }
         self.added: list[Listener] = []
         self._by_address: dict[tuple[str, str], list[Listener]] = {}
         self.of: dict[str, list[Listener]] = {}  # by the name of the server
@@ -43,13 +81,12 @@ class ListeningSockets:
                 self.of[name] = [
                     listener
                     for address in addresses_of(settings, config)
-                    for listener in self._find_or_bind(name, address, settings)
+                    for listener in self._find_or_bind(name, address)
                 ]
             self._keep_what_is_covered()
         except BaseException:
             self.give_up()
             raise
-        self._settings = {name: settings.socket for name, settings in config.server.items()}
 
     @classmethod
     def inherited(cls, entries: list[tuple[str, str, str, Listener]]) -> ListeningSockets:
@@ -76,8 +113,17 @@ class ListeningSockets:
         for listeners in self.of.values():
             yield from listeners
 
-    def _find_or_bind(self, name: str, address: Address, settings: ServerSettings) -> list[Listener]:
-        choices = resolve(address)
+    def number_of(self, address: Address) -> str | None:
+        """Return the host that an address of this spelling is bound to; None where none is."""
+        for listener in self:
+            bound = listener.bound_to()
+            if bound is not None and str(listener.address) == str(address):
+                return bound.host
+        return None
+
+    def _find_or_bind(self, name: str, address: Address) -> list[Listener]:
+        hosts = self._hosts.get(str(address))
+        choices = [replace(address, host=host) for host in hosts] if hosts else resolve(address)
         found = None
         for numeric in choices:  # a name server may give them in another order each time
             found = self._of_before(name, numeric)
@@ -88,7 +134,7 @@ class ListeningSockets:
         self._place(name, address, numeric)
         if found is None:
             beside = self._beside(numeric)
-            found = bind_each(address, settings.socket, numeric, beside)
+            found = bind_each(address, self._settings[name], numeric, beside)
             self.added += found
             self._sharing += [*beside, *found] if beside else ()
             for listener in found:
@@ -147,7 +193,7 @@ class ListeningSockets:
         for name, listeners in self.of.items():
             for listener in listeners:
                 if listener not in self.added:
-                    listener.adjust(self._settings[name])
+                    attempt(f"{name}: new settings", partial(listener.adjust, self._settings[name]))
         if self._before is None:
             return []
         kept = {id(listener) for listener in self}
@@ -159,12 +205,16 @@ class ListeningSockets:
         """Close what was added."""
         share(self._sharing, False)
         for listener in self.added:
-            listener.close()
+            attempt(f"closing {listener}", listener.close)
 
     def close(self) -> None:
         """Close them all, and remove their files."""
         for listener in self:
-            listener.close()
+            attempt(f"closing {listener}", listener.close)
+
+
+def _owned(settings: SocketSettings, owner: list[str] | None) -> SocketSettings:
+    return settings if owner is None else replace(settings, owner=owner[0], group=owner[1])
 
 
 def _key(name: str, numeric: Address) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -17,10 +18,11 @@ from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import Timer
 from srvkit.process import descriptors
+from srvkit.process.boundary import attempt, complain, in_words
 from srvkit.process.channel import Message, open_channel
 from srvkit.process.children import ending
 from srvkit.process.cpus import usable_cpus
-from srvkit.process.listening import ListeningSockets
+from srvkit.process.listening import NO_NAMES, ListeningSockets, Names
 from srvkit.process.supervised import try_out
 from srvkit.process.worker import CANNOT_START
 from srvkit.process.workers import Surroundings, Workers
@@ -45,6 +47,7 @@ class Change:
     """One transaction; `done(self)` is called when it is over, one way or the other.
 
     Afterwards `made` is the new generation, or None, with `errors` saying why and `status` how bad it is.
+    Whatever raises in one of its steps is the end of it, and nothing else.
     """
 
     def __init__(
@@ -68,73 +71,89 @@ class Change:
         self._child = 0
         self._timer: Timer | None = None
         self._over = False
+        self._names: Names = NO_NAMES
+        self._doing = "starting a process"  # what the trial is at
+        self._answer: Message | None = None
 
     def begin(self) -> None:
         """Try the configuration out, in a child that nobody will miss."""
-        ours, theirs = open_channel()
-        answers: list[Message] = []
-
-        def main() -> int:
-            self._around.leave(())
-            ours.close()
-            return try_out(self.config, self._problems, theirs)
-
-        def ended(status: int) -> None:
-            ours.read_the_rest()
-            ours.close()
-            self._tried(answers[0] if answers else None, status)
-
-        try:
-            self._child = self._around.children.fork(main, ended)
-        except OSError as error:
-            ours.close()
-            self._fail([f"no process can be had: {error.strerror}"])
-            return
-        finally:
-            theirs.close()
-        ours.attach(self._around.loop, lambda message, _: answers.append(message), lambda: None)
-        self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._too_late)
+        self._step("the configuration cannot be tried out", self._try_out)
 
     def give_up(self, why: str) -> None:
         """Break it off; nothing has changed."""
-        self._around.children.signal(self._child, signal.SIGKILL)
         self._fail([why])
 
     def news(self) -> None:
         """Look at what has become of the new workers."""
-        if self._new is None or self._over:
-            return
-        failed = [one for one in self._new.workers.values() if one.failed]
-        if failed:
-            self._fail(
-                [line for one in failed for line in one.failed], max(one.failed_status for one in failed)
-            )
-        elif all(one.is_ready for one in self._new.workers.values()):
-            self._succeed()
+        self._step("the new workers cannot be looked at", self._look)
 
-    def _too_late(self) -> None:
-        self._around.children.signal(self._child, signal.SIGKILL)
-        self._fail(["the plugins were not imported within ready_timeout"])
-
-    def _tried(self, answer: Message | None, status: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def _step(self, what: str, step: Callable[[], None]) -> None:
         if self._over:
             return
+        try:
+            step()
+        except SrvkitError as error:
+            self._fail(str(error).splitlines(), error.exit_status)
+        except Exception as error:
+            if not isinstance(error, OSError | MemoryError):
+                complain(what, error)
+            self._fail([f"{what}: {in_words(error)}"])
+
+    # ---- the trial
+
+    def _try_out(self) -> None:
+        ours, theirs = open_channel()
+        before = self._before.sockets if self._before is not None else None
+
+        def main() -> int:
+            self._around.leave(())
+            ours.close()
+            return try_out(self.config, self._problems, before, theirs)
+
+        def ended(status: int) -> None:
+            try:
+                ours.read_the_rest()
+            finally:
+                ours.close()
+                self._step("the trial of the configuration", lambda: self._tried(status))
+
+        try:
+            self._child = self._around.children.fork(main, ended)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._too_late)
+        ours.attach(self._around.loop, lambda message, _: self._heard(message), lambda: None)
+
+    def _heard(self, message: Message) -> None:
+        if "doing" in message:
+            self._doing = str(message["doing"])
+        elif "names" in message:
+            if self._names is NO_NAMES:  # what comes later is of a plugin, whose word does not count
+                self._names = message["names"]
+        elif self._answer is None:
+            self._answer = message
+
+    def _too_late(self) -> None:
+        self._fail([f"the configuration was not tried out within ready_timeout: still {self._doing}"])
+
+    def _tried(self, status: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()  # from now on each worker has its own
+        answer = self._answer
         if answer is None:
             self._fail([f"the process that tried the configuration out {ending(status)}"])
-            return
-        if answer["errors"]:
+        elif answer["errors"]:
             self._fail(answer["errors"], answer["status"])
-            return
-        try:
+        else:
             self._around.found_good(self.config)
-        except SrvkitError as error:
-            self._fail([str(error)], error.exit_status)
-            return
-        for note in answer["notes"]:
-            log.info("%s", note)
-        self._start()
+            for note in answer["notes"]:
+                log.info("%s", note)
+            self._start()
+
+    # ---- the new workers
 
     def _start(self) -> None:
         before = self._before
@@ -145,11 +164,7 @@ class Change:
             )
             + SPARE
         )
-        try:
-            sockets = ListeningSockets(self.config, before.sockets if before is not None else None)
-        except SrvkitError as error:
-            self._fail([str(error)], error.exit_status)
-            return
+        sockets = ListeningSockets(self.config, before.sockets if before is not None else None, self._names)
         self._new = Generation(before.number + 1 if before is not None else 1, self.config, sockets)
         for name, settings in self.config.server.items():
             self._new.workers[name] = Workers(
@@ -160,27 +175,40 @@ class Change:
                 settings.workers or usable_cpus(),
                 self._around,
             )
-        try:
-            for workers in self._new.workers.values():
-                workers.start()
-        except OSError as error:
-            self._fail([f"no process can be had for a worker: {error.strerror}"])
+        for workers in self._new.workers.values():
+            workers.start()
 
-    def _succeed(self) -> None:
-        self._over = True
-        self.made = self._new
-        self._done(self)
+    def _look(self) -> None:
+        if self._new is None:
+            return
+        failed = [one for one in self._new.workers.values() if one.failed]
+        if failed:
+            self._fail(
+                [line for one in failed for line in one.failed], max(one.failed_status for one in failed)
+            )
+        elif all(one.is_ready for one in self._new.workers.values()):
+            self._finish()
+            self.made = self._new
+            attempt("the new generation", partial(self._done, self))
+
+    # ---- the end
 
     def _fail(self, errors: list[str], status: int = CANNOT_START) -> None:
         if self._over:
             return
-        self._over = True
+        self._finish()
         self.errors, self.status = errors, status
+        self._around.children.signal(self._child, signal.SIGKILL)
         if self._new is not None:
             for workers in self._new.workers.values():
-                workers.cut()
+                attempt(f"{workers.name}: ending its new workers", workers.cut)
             self._new.sockets.give_up()
-        self._done(self)
+        attempt("the end of a change", partial(self._done, self))
+
+    def _finish(self) -> None:
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
 
     @property
     def listeners(self) -> list[Listener]:

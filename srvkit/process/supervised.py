@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -23,7 +23,7 @@ from srvkit.config.assemble import assemble
 from srvkit.config.certificates import load_certificates
 from srvkit.config.compose import Plan
 from srvkit.config.model import Config, Problems
-from srvkit.errors import SrvkitError
+from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import wait_for
@@ -31,6 +31,7 @@ from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins
 from srvkit.process import descriptors, privileges
 from srvkit.process.channel import Channel, Message, end_at_news
+from srvkit.process.listening import NO_NAMES, ListeningSockets, look_up_names
 from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
 from srvkit.process.scoreboard import Board, ChildRows
@@ -67,15 +68,37 @@ class Post:
     tells_files: bool  # whether the supervisor wants to know what a developer may edit
 
 
-def try_out(config: Config, problems: Problems, channel: Channel) -> int:
-    """Do with a configuration all that a worker does before it serves, and say what is wrong with it."""
+def try_out(config: Config, problems: Problems, before: ListeningSockets | None, channel: Channel) -> int:
+    """Do with a configuration all that may take its time, and say what is wrong with it.
+
+    That is what a worker does before it serves, and to look up the names that new sockets need. Each step
+    is said before it is taken: who waits for one that does not end can name it.
+    """
     _begin_afresh()
     channel.die_with_the_other_side()
-    channel.say(_trial(config, problems))
+
+    def doing(what: str) -> None:
+        channel.say({"doing": what})
+
+    names, refused = NO_NAMES, None
+    if not problems:  # else there is nothing to listen on
+        try:
+            names = look_up_names(config, before, lambda what: doing(f"looking up {what}"))
+        except ListenError as error:
+            refused = error
+        except ValueError:  # no address at all, which is said where everything else is
+            pass
+    channel.say({"names": names})
+    if config.srvkit.user or config.srvkit.group:
+        doing(f"looking up the user {config.srvkit.user or config.srvkit.group}")
+    answer = _trial(config, problems, lambda: doing("importing the plugins"))
+    if refused is not None and not answer["errors"]:
+        answer = {"errors": str(refused).splitlines(), "status": refused.exit_status}
+    channel.say(answer)
     return 0
 
 
-def _trial(config: Config, problems: Problems) -> Message:
+def _trial(config: Config, problems: Problems, importing: Callable[[], None]) -> Message:
     settings = config.srvkit
     refused = privileges.check(settings.user, settings.group)
     for key, message in refused:
@@ -86,6 +109,7 @@ def _trial(config: Config, problems: Problems) -> Message:
             privileges.drop(settings.user, settings.group)
         elif os.geteuid() == 0:  # and plugins must not be imported by root that were meant for another
             problems.raise_if_any()
+        importing()
         notes = _assembled(config, problems, certificates)
     except SrvkitError as error:
         return {"errors": str(error).splitlines(), "status": error.exit_status}
