@@ -26,9 +26,7 @@ def addresses_of(settings: ServerSettings, config: Config) -> list[Address]:
     return [parse(text).relative_to(config.folder) for text in settings.listen]
 
 
-def look_up_names(
-    config: Config, before: ListeningSockets | None, looking: Callable[[str], None]
-) -> Names:
+def look_up_names(config: Config, before: ListeningSockets | None, looking: Callable[[str], None]) -> Names:
     """Return what the names stand for that the sockets need: hosts, and owners of files.
 
     Others answer that, in their own time: whoever serves meanwhile asks from a process of its own.

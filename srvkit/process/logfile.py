@@ -112,25 +112,31 @@ class LogFile:
             self._go_on_with(fd)
 
     def _go_on_with(self, fd: int) -> None:
-        os.dup2(fd, self._fd, inheritable=False)  # at once: a line goes whole to one or the other
-        os.close(fd)
+        try:
+            os.dup2(fd, self._fd, inheritable=False)  # at once: a line goes whole to one or the other
+        finally:
+            os.close(fd)
         self._torn = False
         self._send = self._sender()
 
     def become(self, other: LogFile) -> None:
         """Go on with what `other` has opened, which is used up."""
         self._path = other._path
-        self.replace(os.dup(other.fileno()))
-        other.close()
+        self.replace(other._release())
 
     def close(self) -> None:
         """Close the descriptor; what is written from now on is lost."""
+        fd = self._release()
+        if fd >= 0:
+            os.close(fd)
+
+    def _release(self) -> int:
         fd, self._fd, self._send = self._fd, -1, _nowhere
         self._notices = None
         if self._socket is not None:
             self._socket.detach()
-        if fd >= 0:
-            os.close(fd)
+            self._socket = None
+        return fd
 
     def _sender(self) -> Callable[[bytes], int]:
         """Choose how to write to the descriptor without waiting."""

@@ -14,13 +14,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from srvkit.net.address import parse
 from srvkit.net.listener import Listener
+from srvkit.net.readiness import Timer
 from srvkit.process import origin
 from srvkit.process.channel import Channel
 from srvkit.process.children import ending
@@ -52,6 +53,7 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
     """
     command = origin.command()
     output = unnamed_file("check")
+    timer: Timer | None = None
 
     def main() -> int:
         around.leave(())
@@ -62,7 +64,8 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
             os.execve(command[0], command, os.environ | origin.instead(words))
 
     def ended(status: int) -> None:
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
         lines = contents(output, MOST_OUTPUT).splitlines() if status else ()
         os.close(output)
         for line in lines:
@@ -71,8 +74,16 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
             log.error("the check %s, so nothing is replaced", ending(status))
         done(not status)
 
-    pid = around.children.fork(main, ended)
-    timer = around.loop.call_later(timeout, lambda: around.children.signal(pid, signal.SIGKILL))
+    try:
+        pid = around.children.fork(main, ended)
+    except BaseException:
+        os.close(output)
+        raise
+    try:
+        timer = around.loop.call_later(timeout, lambda: around.children.signal(pid, signal.SIGKILL))
+    except BaseException:
+        around.children.signal(pid, signal.SIGKILL)
+        raise
 
 
 def execute(table: Table, descriptors: list[int], environ: dict[str, str], signals: tuple[int, ...]) -> None:
@@ -80,20 +91,28 @@ def execute(table: Table, descriptors: list[int], environ: dict[str, str], signa
 
     Does not return. Raises NotReplaced, with everything as it was.
     """
-    memory = unnamed_file("replaces")
+    memory = -1
     try:
-        os.write(memory, json.dumps(table | {"format": origin.FORMAT}).encode())
+        memory = unnamed_file("replaces")
+        _write_all(memory, json.dumps(table | {"format": origin.FORMAT}).encode())
         hold_back(*signals)  # the new program has no handlers yet
         with _inheritable([*descriptors, memory]), origin.in_folder():
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for file in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    file.flush()
             command = origin.command()
             os.execve(command[0], command, os.environ | environ | {VARIABLE: str(memory)})
     except OSError as error:
         raise NotReplaced(f"{sys.executable}: {error.strerror or error}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os.close(memory)
+        if memory >= 0:
+            os.close(memory)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 @contextmanager

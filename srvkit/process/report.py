@@ -81,8 +81,13 @@ class Questions:
         number = next(self._asks)
         self._gathering[number] = gathering
         seconds = ANSWER_TIME if gathering.silent else 0.0
-        gathering.timer = self._loop.call_later(seconds, lambda: self._gathering.pop(number).finish())
+        gathering.timer = self._loop.call_later(seconds, lambda: self._give_up(number))
         return number
+
+    def _give_up(self, number: int) -> None:
+        gathering = self._gathering.pop(number, None)
+        if gathering is not None:
+            gathering.finish()
 
     def answered(self, worker: WorkerProcess, message: Message) -> None:
         gathering = self._gathering.get(message["ask"])

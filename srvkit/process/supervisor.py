@@ -20,14 +20,16 @@ from time import monotonic
 
 from srvkit.config.model import Config, Problems, SrvkitSettings
 from srvkit.config.problems import Source
-from srvkit.errors import ConfigError, SrvkitError
+from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
-from srvkit.net.readiness import Readiness, Timer
+from srvkit.net.readiness import Timer
 from srvkit.process import logs, replacement, systemd
+from srvkit.process.boundary import SteadyLoop, attempt, complain, in_words
 from srvkit.process.channel import Message
 from srvkit.process.children import Children
 from srvkit.process.control import ControlSocket
 from srvkit.process.listening import ListeningSockets
+from srvkit.process.logfile import LogFile
 from srvkit.process.places import Lock, PidFile, PlaceError, control_path
 from srvkit.process.reload import Change, Generation
 from srvkit.process.report import Questions, report_of
@@ -84,7 +86,7 @@ class Supervisor:
         self._read = read
         self._notifier = notifier
         self._signals = Signals(*HANDLED, ignored=IGNORED)
-        self._loop = Readiness()
+        self._loop = SteadyLoop()
         self._children = Children()
         self._watch = Watch(self._loop, self._files_changed) if watch else None
         self._began = time.time()
@@ -92,6 +94,7 @@ class Supervisor:
         self._old: list[Workers] = []  # that finish what they have
         self._change: Change | None = None
         self._announcement: Callable[[], None] | None = None
+        self._next_log: LogFile | None = None  # that a change would bring
         self._again = False  # whether a reload was asked for while one was going on
         self._replies: list[Reply] = []  # of those who wait for the reload
         self._later_replies: list[Reply] = []  # of those who wait for the one after it
@@ -116,14 +119,15 @@ class Supervisor:
         refused: list[str] = []
         try:
             config, problems = self._read()
-        except ConfigError as error:
+            # What is refused must not leave a log behind; who goes on has one already.
+            self._log_file = logs.open_log(config if table is not None else None)
+        except Exception as error:
             if table is None:
                 raise
             # It was well a moment ago, and those who serve by it still do.
             config, problems = Config(SrvkitSettings(), {}), Problems(Source())
-            refused = str(error).splitlines()
-        # What is refused must not leave a log behind; who goes on has one already.
-        self._log_file = logs.open_log(config if table is not None else None)
+            refused = _lines_of(error)
+            self._log_file = logs.open_log(None)
         logs.set_up(config.logging, self._log_file)
         self._around = Surroundings(
             self._loop,
@@ -178,10 +182,10 @@ class Supervisor:
         if self._generation is not None:
             self._generation.sockets.close()
         if self._control is not None:
-            self._control.close()
+            attempt("closing the control socket", self._control.close)
         for file in (self._pid_file, self._lock):
             if file is not None:
-                file.remove()
+                attempt(f"removing {file.path}", file.remove)
         self._notifier.close()
 
     def _leave(self, keep: Sequence[Listener]) -> None:
@@ -214,24 +218,27 @@ class Supervisor:
 
     def _signalled(self, numbers: list[int]) -> None:
         for number in dict.fromkeys(numbers):  # many of one kind at once mean one
-            if number == signal.SIGCHLD:
-                self._children.reap()
-            elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                at_once = self._stopping or number == signal.SIGQUIT or numbers.count(number) > 1
-                log.info("%s: stopping%s", signal.Signals(number).name, " at once" * at_once)
-                self._stop()
-                if at_once:
-                    self._cut()
-            elif number == signal.SIGHUP:
-                self._reload()
-            elif number == signal.SIGUSR1:
-                self._reopen_log()
-            elif number == signal.SIGUSR2:
-                self._replace()
-            elif number == signal.SIGTTIN:
-                self._add_workers(numbers.count(number))
-            elif number == signal.SIGTTOU:
-                self._add_workers(-numbers.count(number))
+            attempt(signal.Signals(number).name, partial(self._obey, number, numbers.count(number)))
+
+    def _obey(self, number: int, times: int) -> None:
+        if number == signal.SIGCHLD:
+            self._children.reap()
+        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            at_once = self._stopping or number == signal.SIGQUIT or times > 1
+            log.info("%s: stopping%s", signal.Signals(number).name, " at once" * at_once)
+            self._stop()
+            if at_once:
+                self._cut()
+        elif number == signal.SIGHUP:
+            self._reload()
+        elif number == signal.SIGUSR1:
+            self._reopen_log()
+        elif number == signal.SIGUSR2:
+            self._replace()
+        elif number == signal.SIGTTIN:
+            self._add_workers(times)
+        elif number == signal.SIGTTOU:
+            self._add_workers(-times)
 
     def _reopen_log(self) -> None:
         if self._log_file.reopen():
@@ -243,19 +250,24 @@ class Supervisor:
             workers.tell({"do": "log"}, [self._log_file.fileno()])
 
     def _found_good(self, config: Config) -> None:
+        """Open the log that a configuration wants, and have it where there is none yet; raises LogError."""
         if self._generation is None:
             self._log_file.become(logs.open_log(config))
             logs.set_up(config.logging, self._log_file)
+        elif self._generation.config.logging.file != config.logging.file:
+            self._next_log = logs.open_log(config)
 
-    def _change_log(self, before: Config, config: Config) -> None:
-        if before.logging.file != config.logging.file:
-            try:
-                self._log_file.become(logs.open_log(config))
-            except SrvkitError as error:
-                log.error("%s; the old one stays", error)
-            else:
-                self._pass_on_log()
+    def _change_log(self, config: Config) -> None:
+        next_log, self._next_log = self._next_log, None
+        if next_log is not None:
+            self._log_file.become(next_log)
+            self._pass_on_log()
         logs.set_up(config.logging, self._log_file)
+
+    def _forget_log(self) -> None:
+        next_log, self._next_log = self._next_log, None
+        if next_log is not None:
+            next_log.close()
 
     # ---- a new installation
 
@@ -264,9 +276,13 @@ class Supervisor:
         if self._stopping or self._checking or self._generation is None:
             return
         log.info("USR2: the new installation checks the configuration")
-        self._checking = True
         timeout = self._generation.config.srvkit.ready_timeout
-        replacement.check(self._check, self._around, timeout, self._checked)
+        try:
+            replacement.check(self._check, self._around, timeout, self._checked)
+        except Exception as error:
+            complain("the check cannot be run, so nothing is replaced", error)
+        else:
+            self._checking = True
 
     def _checked(self, would_start: bool) -> None:
         self._checking = False
@@ -285,12 +301,14 @@ class Supervisor:
         held = replacement.Held(
             self._began, self._generation, self._old, self._lock, self._pid_file, self._control
         )
-        table, descriptors = replacement.table_of(held)
-        with systemd.handed_over(self._notifier) as environ:
-            try:
+        try:
+            table, descriptors = replacement.table_of(held)
+            with systemd.handed_over(self._notifier) as environ:
                 replacement.execute(table, descriptors, environ, (*HANDLED, *IGNORED))
-            except replacement.NotReplaced as error:
-                log.error("nothing is replaced: %s", error)
+        except replacement.NotReplaced as error:
+            log.error("nothing is replaced: %s", error)
+        except Exception as error:
+            complain("nothing is replaced", error)
         self._notifier.ready()
 
     def _take_over(self, table: Message, config: Config) -> None:
@@ -323,7 +341,7 @@ class Supervisor:
         for workers in self._generation.workers.values():
             wanted = max(1, workers.wanted + change)
             log.info("%s: %d worker%s from now on", workers.name, wanted, "s" * (wanted != 1))
-            workers.want(wanted)
+            attempt(workers.name, partial(workers.want, wanted))
 
     # ---- stopping
 
@@ -334,7 +352,7 @@ class Supervisor:
         self._made_known()
         self._notifier.stopping()
         if self._change is not None:
-            self._change.give_up("srvkit stops")
+            attempt("giving up a change", partial(self._change.give_up, "srvkit stops"))
         if self._generation is None:
             return
         timeout = self._generation.config.srvkit.drain_timeout
@@ -369,11 +387,11 @@ class Supervisor:
         log.info("reloading")
         self._notifier.reloading()
         try:
-            config, problems = self._read()
-        except ConfigError as error:
-            self._reload_failed(str(error).splitlines())
-            return
-        self._begin_change(config, problems)
+            self._begin_change(*self._read())
+        except Exception as error:
+            if not isinstance(error, SrvkitError):
+                complain("the configuration cannot be read", error)
+            self._reload_failed(_lines_of(error))
 
     def _begin_change(self, config: Config, problems: Problems) -> None:
         self._made_known()
@@ -408,7 +426,7 @@ class Supervisor:
         self._change = None
         self._old += change.half_made
         if change.made is None:
-            self._change_failed(change)
+            attempt("the end of a change", partial(self._change_failed, change))
         else:
             self._put_in_force(change.made, change.began)
         if self._replace_next:
@@ -422,6 +440,7 @@ class Supervisor:
             self._reload()
 
     def _change_failed(self, change: Change) -> None:
+        self._forget_log()
         if self._generation is None:
             if not self._stopping:
                 self._not_started = NotStarted(change.errors, change.status)
@@ -431,33 +450,38 @@ class Supervisor:
 
     def _put_in_force(self, made: Generation, began: float) -> None:
         before, self._generation = self._generation, made
-        removed = made.sockets.take_over()
         for workers in made.workers.values():
             workers.keep_up()
+        removed = made.sockets.take_over()
+        self._announcement = partial(self._announce, made, began, before is not None)
+        steps: list[Callable[[], object]] = []
         if before is not None:
             self._old += before.workers.values()
-            shared = [listener.number for listener in made.sockets]
-            for workers in before.workers.values():
-                workers.retire(before.config.srvkit.drain_timeout, shared)
-        for listener in removed:
-            listener.close()
+            steps.append(partial(self._retire, before, [listener.number for listener in made.sockets]))
+            steps.append(partial(self._change_log, made.config))
+        steps += [listener.close for listener in removed]
         if self._watch is not None:
-            workers_of = [worker for one in made.workers.values() for worker in one.workers.values()]
-            self._watch.over(made.config, {file for worker in workers_of for file in worker.files})
-        if before is not None:
-            self._change_log(before.config, made.config)
+            steps.append(partial(self._watch_over, self._watch, made))
+        steps.append(partial(self._tell_addresses, made, before is None))
+        steps.append(partial(self._look_after, made.config.srvkit.heartbeat_timeout))
+        steps += [self._changed, self._see_to_announcement]
+        for step in steps:  # it is in force: what fails of the rest is no reason not to do all the others
+            attempt("putting a configuration in force", step)
+
+    def _retire(self, before: Generation, shared: list[int]) -> None:
+        for workers in before.workers.values():
+            workers.retire(before.config.srvkit.drain_timeout, shared)
+
+    def _watch_over(self, watch: Watch, made: Generation) -> None:
+        workers_of = [worker for one in made.workers.values() for worker in one.workers.values()]
+        watch.over(made.config, {file for worker in workers_of for file in worker.files})
+
+    def _tell_addresses(self, made: Generation, is_first: bool) -> None:
         for name, workers in made.workers.items():
-            added = [
-                listener for listener in workers.listeners if before is None or listener in made.sockets.added
-            ]
+            added = [listener for listener in workers.listeners if is_first or listener in made.sockets.added]
             if added:
                 count = f", {workers.wanted} workers" * (workers.wanted != 1)
                 log.info("%s: listening on %s%s", name, ", ".join(map(where, added)), count)
-        self._look_after(made.config.srvkit.heartbeat_timeout)
-        self._announcement = partial(self._announce, made, began, before is not None)
-        self._changed()
-        if self._announcement is not None:
-            self._loop.call_later(DOOR_TIME, self._made_known)
 
     def _announce(self, made: Generation, began: float, is_reload: bool) -> None:
         if is_reload:
@@ -466,6 +490,10 @@ class Supervisor:
         self._answer_reload({"ok": True, "generation": made.number, "seconds": round(monotonic() - began, 3)})
         self._notifier.ready()
         self._notifier.status(f"serving {', '.join(made.workers)}")
+
+    def _see_to_announcement(self) -> None:
+        if self._announcement is not None:
+            self._loop.call_later(DOOR_TIME, self._made_known)
 
     def _made_known(self) -> None:
         """Say that a generation is in force, if that has not been said yet."""
@@ -488,7 +516,7 @@ class Supervisor:
     def _answer_reload(self, answer: Message) -> None:
         replies, self._replies = self._replies, []
         for reply in replies:
-            reply(answer)
+            attempt("answering a reload", partial(reply, answer))
 
     # ---- heartbeats
 
@@ -545,6 +573,10 @@ class Supervisor:
                 for workers in (generation.workers.values() if generation is not None else ())
             ],
         }
+
+
+def _lines_of(error: Exception) -> list[str]:
+    return str(error).splitlines() if isinstance(error, SrvkitError) else [in_words(error)]
 
 
 def _version() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from srvkit.config.model import Config
 from srvkit.net.readiness import Readiness
@@ -37,11 +38,13 @@ class Watch:
         self._state = {name: self._state.get(name, stamp) for name, stamp in _state_of(self._files()).items()}
 
     def _look(self) -> None:
-        self._loop.call_later(INTERVAL, self._look)
-        before, self._state = self._state, _state_of(self._files())
+        before = self._state
+        with suppress(OSError):  # the current folder is gone, so that no relative name leads anywhere
+            self._state = _state_of(self._files())
         if before != self._state:
             both = before.items() ^ self._state.items()
             self._changed(sorted({name for name, _ in both}))
+        self._loop.call_later(INTERVAL, self._look)
 
     def _files(self) -> Iterator[str]:
         assert self._config is not None

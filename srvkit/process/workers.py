@@ -13,8 +13,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Literal
 
@@ -22,6 +23,7 @@ from srvkit.config.model import Config, Problems
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import Readiness, Timer
 from srvkit.process import logs
+from srvkit.process.boundary import attempt, complain
 from srvkit.process.channel import Channel, Message, open_channel
 from srvkit.process.children import Children, ending
 from srvkit.process.logfile import LogFile
@@ -153,15 +155,15 @@ class Workers:
     # ---- what it does
 
     def start(self) -> None:
-        """Start what is missing, now. Raises OSError on trial where no process can be had."""
+        """Start what is missing, now. On trial it raises what keeps it from that; later it tries again."""
         self._waiting = None
         while not self._ending and self._missing() > 0:
             try:
                 self._start_one()
-            except OSError as error:
+            except Exception as error:
                 if self._on_trial:
                     raise
-                log.error("%s: no process can be had for a worker: %s", self.name, error)
+                complain(f"{self.name}: no worker can be started", error)
                 self._start_later(self._next_delay())
                 return
 
@@ -172,7 +174,7 @@ class Workers:
         self.workers[worker.pid] = worker
         worker.ready_since = monotonic()
         around.children.adopt(worker.pid, lambda status: self._ended(worker, status))
-        worker.channel.attach(around.loop, lambda message, _: self._heard(worker, message), lambda: None)
+        self._attach(worker)
         if worker.state == "retiring":
             worker.order = {}
             self._kill_after(worker, self._config.srvkit.drain_timeout + CUT_TIME)
@@ -208,22 +210,28 @@ class Workers:
         self._to_retire.clear()
         if self._waiting is not None:
             self._waiting.cancel()
-        for worker in self.workers.values():
-            self._tell_to_end(worker, message, timeout)
+        for worker in list(self.workers.values()):
+            attempt(
+                f"{self.name}: ending worker {worker.pid}",
+                partial(self._tell_to_end, worker, message, timeout),
+            )
 
     def _tell_to_end(self, worker: WorkerProcess, message: Message, timeout: float) -> None:
         worker.order = message
+        self._kill_after(worker, timeout + CUT_TIME)  # first: it ends, whatever it can be told
         if worker.state == "starting":
             self._around.children.signal(worker.pid, signal.SIGTERM)
         elif worker.state != "hung":
-            worker.channel.send(message)
             worker.state = "retiring"
-        self._kill_after(worker, timeout + CUT_TIME)
+            worker.channel.send(message)
 
     def tell(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send a message to all that listen."""
         for worker in self.listening():
-            worker.channel.send(message, descriptors)
+            attempt(
+                f"{self.name}: telling worker {worker.pid}",
+                partial(worker.channel.send, message, descriptors),
+            )
 
     def listening(self) -> list[WorkerProcess]:
         """Return those that hear what they are told."""
@@ -251,47 +259,61 @@ class Workers:
     def _start_one(self) -> None:
         around, config = self._around, self._config
         replaces = self._to_retire[0] if self._to_retire else None
-        ours, theirs = open_channel()
-        lifeline, other_end = os.pipe()
-        board = Board()
-        stacks = unnamed_file("stacks")
-        worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
-
-        def main() -> int:
-            around.leave(self.listeners)
-            ours.close()
-            os.close(other_end)
-            logs.set_up(config.logging, around.log_file, server=self.name)
-            return serve(
-                Post(
-                    self.name,
-                    config,
-                    self._problems,
-                    self.listeners,
-                    theirs,
-                    lifeline,
-                    board,
-                    stacks,
-                    around.log_file,
-                    self.wanted > 1,
-                    around.tells_files,
-                )
+        with ExitStack() as handed, ExitStack() as kept:
+            ours, theirs = open_channel()
+            kept.callback(ours.close)
+            handed.callback(theirs.close)
+            lifeline, other_end = os.pipe()
+            kept.callback(os.close, other_end)
+            handed.callback(os.close, lifeline)
+            board = Board()
+            kept.callback(board.close)
+            stacks = unnamed_file("stacks")
+            kept.callback(os.close, stacks)
+            worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
+            worker.pid = around.children.fork(
+                partial(self._be_a_worker, worker, theirs, lifeline),
+                lambda status: self._ended(worker, status),
             )
-
+            kept.pop_all()  # its end is what closes them from now on
+            self.workers[worker.pid] = worker
         try:
-            worker.pid = around.children.fork(main, lambda status: self._ended(worker, status))
+            self._starts.append(monotonic())
+            self._attach(worker)
+            worker.timer = around.loop.call_later(config.srvkit.ready_timeout, lambda: self._too_late(worker))
         except BaseException:
-            worker.close()
+            around.children.signal(worker.pid, signal.SIGKILL)
             raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
-        self.workers[worker.pid] = worker
-        self._starts.append(monotonic())
-        ours.attach(around.loop, lambda message, _: self._heard(worker, message), lambda: None)
-        ready_timeout = config.srvkit.ready_timeout
-        worker.timer = around.loop.call_later(ready_timeout, lambda: self._too_late(worker))
         log.debug("%s: worker %d starts", self.name, worker.pid)
+
+    def _be_a_worker(self, worker: WorkerProcess, channel: Channel, lifeline: int) -> int:
+        """Serve, in the process that was forked for it; return the exit status."""
+        around, config = self._around, self._config
+        around.leave(self.listeners)
+        worker.channel.leave()
+        os.close(worker.lifeline)
+        logs.set_up(config.logging, around.log_file, server=self.name)
+        return serve(
+            Post(
+                self.name,
+                config,
+                self._problems,
+                self.listeners,
+                channel,
+                lifeline,
+                worker.board,
+                worker.stacks,
+                around.log_file,
+                self.wanted > 1,
+                around.tells_files,
+            )
+        )
+
+    def _attach(self, worker: WorkerProcess) -> None:
+        def heard(message: Message, _: list[int]) -> None:
+            attempt(f"{self.name}: a message of worker {worker.pid}", partial(self._heard, worker, message))
+
+        worker.channel.attach(self._around.loop, heard, lambda: None)
 
     def _too_late(self, worker: WorkerProcess) -> None:
         if worker.state == "starting":
@@ -374,20 +396,15 @@ class Workers:
         self._around.children.signal(worker.pid, signal.SIGKILL)
 
     def _ended(self, worker: WorkerProcess, status: int) -> None:
-        worker.channel.read_the_rest()  # while it is still one of those that are looked at
-        del self.workers[worker.pid]
+        name = f"{self.name}: the end of worker {worker.pid}"
+        attempt(name, worker.channel.read_the_rest)  # while it is still one of those that are looked at
+        self.workers.pop(worker.pid, None)
         self.open_doors.discard(worker.pid)
         if worker.timer is not None:
             worker.timer.cancel()
-        if status < 0:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(worker.pid, signal.SIGKILL)  # what it has forked
         was_ready = bool(worker.ready_since)
-        counts = worker.board.counts()
-        self.before += counts
-        self.lost += counts.open
-        self._report(worker, status)
-        worker.close()
+        attempt(name, partial(self._take_stock, worker, status))
+        attempt(name, worker.close)
         if worker in self._to_retire:
             self._to_retire.remove(worker)
         if worker.order is not None:
@@ -400,6 +417,15 @@ class Workers:
             self.restarts += 1
             self._start_later(self._delay(was_ready))
         self._around.changed()
+
+    def _take_stock(self, worker: WorkerProcess, status: int) -> None:
+        if status < 0:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)  # what it has forked
+        counts = worker.board.counts()
+        self.before += counts
+        self.lost += counts.open
+        self._report(worker, status)
 
     def _delay(self, was_ready: bool) -> float:
         if not was_ready:
