@@ -26,21 +26,22 @@ def addresses_of(settings: ServerSettings, config: Config) -> list[Address]:
     return [parse(text).relative_to(config.folder) for text in settings.listen]
 
 
-def look_up_names(config: Config, before: ListeningSockets | None, looking: Callable[[str], None]) -> Names:
+def look_up_names(config: Config, known: Mapping[str, str], looking: Callable[[str], None]) -> Names:
     """Return what the names stand for that the sockets need: hosts, and owners of files.
 
     Others answer that, in their own time: whoever serves meanwhile asks from a process of its own.
-    `looking(what)` is called before each question. A name that is listened on keeps its number, whoever
-    has it by now: no reload needs a name server for that. Raises ListenError.
+    `looking(what)` is called before each question. `known` are `ListeningSockets.hosts`: a name that is
+    listened on keeps its number, whoever has it by now, so that no reload needs a name server for it.
+    Raises ListenError.
     """
     hosts, owners = {}, {}
     for name, settings in config.server.items():
         for address in addresses_of(settings, config):
             if address.is_internet and address.numeric() is None:
-                known = before.number_of(address) if before is not None else None
-                if known is None:
+                number = known.get(str(address))
+                if number is None:
                     looking(f"the host {address.host}")
-                hosts[str(address)] = [known] if known else [one.host for one in resolve(address)]
+                hosts[str(address)] = [number] if number else [one.host for one in resolve(address)]
             if address.is_unix and not address.is_abstract:
                 looking("the owner of a socket")
                 numbered = look_up_owner(address, settings.socket)
@@ -111,13 +112,10 @@ class ListeningSockets:
         for listeners in self.of.values():
             yield from listeners
 
-    def number_of(self, address: Address) -> str | None:
-        """Return the host that an address of this spelling is bound to; None where none is."""
-        for listener in self:
-            bound = listener.bound_to()
-            if bound is not None and str(listener.address) == str(address):
-                return bound.host
-        return None
+    def hosts(self) -> dict[str, str]:
+        """Return the numbers of hosts that are bound to, by the address as it is written."""
+        bounds = ((str(listener.address), listener.bound_to()) for listener in self)
+        return {text: bound.host for text, bound in bounds if bound is not None}
 
     def _find_or_bind(self, name: str, address: Address) -> list[Listener]:
         hosts = self._hosts.get(str(address))

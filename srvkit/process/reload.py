@@ -103,12 +103,12 @@ class Change:
 
     def _try_out(self) -> None:
         ours, theirs = open_channel()
-        before = self._before.sockets if self._before is not None else None
+        known = self._before.sockets.hosts() if self._before is not None else {}
 
         def main() -> int:
             self._around.leave(())
             ours.close()
-            return try_out(self.config, self._problems, before, theirs)
+            return try_out(self.config, self._problems, known, theirs)
 
         def ended(status: int) -> None:
             try:

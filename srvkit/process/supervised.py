@@ -31,7 +31,7 @@ from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins
 from srvkit.process import descriptors, privileges
 from srvkit.process.channel import Channel, Message, end_at_news
-from srvkit.process.listening import NO_NAMES, ListeningSockets, look_up_names
+from srvkit.process.listening import NO_NAMES, look_up_names
 from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
 from srvkit.process.scoreboard import Board, ChildRows
@@ -68,10 +68,11 @@ class Post:
     tells_files: bool  # whether the supervisor wants to know what a developer may edit
 
 
-def try_out(config: Config, problems: Problems, before: ListeningSockets | None, channel: Channel) -> int:
+def try_out(config: Config, problems: Problems, known: Mapping[str, str], channel: Channel) -> int:
     """Do with a configuration all that may take its time, and say what is wrong with it.
 
-    That is what a worker does before it serves, and to look up the names that new sockets need. Each step
+    That is what a worker does before it serves, and to look up the names that new sockets need and that are
+    not `known` (see `look_up_names`). Each step
     is said before it is taken: who waits for one that does not end can name it.
     """
     _begin_afresh()
@@ -83,7 +84,7 @@ def try_out(config: Config, problems: Problems, before: ListeningSockets | None,
     names, refused = NO_NAMES, None
     if not problems:  # else there is nothing to listen on
         try:
-            names = look_up_names(config, before, lambda what: doing(f"looking up {what}"))
+            names = look_up_names(config, known, lambda what: doing(f"looking up {what}"))
         except ListenError as error:
             refused = error
         except ValueError:  # no address at all, which is said where everything else is
