@@ -121,6 +121,63 @@ def tls_on_the_listening_socket() -> None:
             assert fetch(port, tls=client_side) == b"hello"
 
 
+def a_silent_client_of_a_tls_server(name: str) -> None:
+    """The listening socket wraps its connections in TLS: by the program's doing, or http.server's own."""
+    import http.server
+    import ssl
+
+    import trustme
+
+    import srvkit
+
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path("cert.pem")
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain("cert.pem")
+    client_side = ssl.create_default_context()
+    authority.configure_trust(client_side)
+    errors = []
+
+    class Hello(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.connection.version().encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    class Errors:
+        def handle_error(self, *arguments: object) -> None:
+            errors.append(sys.exception())
+
+    def wrapped() -> Any:
+        server = type("Server", (Errors, getattr(srvkit, name), http.server.HTTPServer), {})(LOOPBACK, Hello)
+        server.socket = server_side.wrap_socket(server.socket, server_side=True)
+        return server
+
+    servers = [wrapped()]
+    if hasattr(http.server, "HTTPSServer"):  # Python 3.14
+        bases = (Errors, getattr(srvkit, name), http.server.HTTPSServer)
+        servers.append(type("Server", bases, {})(LOOPBACK, Hello, certfile="cert.pem"))
+    for server in servers:
+        with served(server) as (_, port), contextlib.ExitStack() as silent:
+            for first in (b"", b"\x16\x03\x01"):  # nothing at all; half a handshake
+                sock = silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+                silent.callback(sock.shutdown, socket.SHUT_RDWR)  # a forked child has a copy
+                sock.sendall(first)
+            assert fetch(port, tls=client_side).startswith(b"TLS")
+            with socket.create_connection(("127.0.0.1", port)) as plain:
+                plain.sendall(b"this is no TLS\n")
+                plain.settimeout(PATIENCE)
+                with contextlib.suppress(ConnectionError):
+                    while plain.recv(4096):
+                        pass
+        assert not errors, errors
+
+
 def xmlrpc() -> None:
     import xmlrpc.client
     import xmlrpc.server

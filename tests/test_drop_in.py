@@ -78,6 +78,15 @@ def test_a_mixin_works_in_front_of_the_standard_librarys_own_server(mixin: str, 
     run_program("mixins_before_the_real_http_server", "", mixin, folder=tmp_path)
 
 
+@pytest.mark.parametrize("mixin", ["ThreadingMixIn", "ThreadPoolMixIn", "ForkingMixIn"])
+@pytest.mark.parametrize("replacement", ["srvkit", ""], ids=["in place", "in front"])
+def test_a_silent_client_of_a_tls_server_holds_up_nobody(
+    mixin: str, replacement: str, tmp_path: Path
+) -> None:
+    """The handshake is taken by the connection's thread or process, not in accept."""
+    run_program("a_silent_client_of_a_tls_server", replacement, mixin, folder=tmp_path)
+
+
 # The steps: each is called where and when the standard library calls it
 
 STREAM_CASES = ["served", "refused", "setup fails", "handle fails", "exits", "nobody"]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from srvkit.contracts import ChildSignals, Steps, event_driven, setting
+from srvkit.concurrency.handshakes import LateHandshakes
+from srvkit.contracts import ChildSignals, event_driven, setting
 from srvkit.fork import fork
 
 FULL = "max_children"
@@ -23,7 +24,7 @@ DRAIN_WITH_PATIENCE = signal.SIGURG if hasattr(signal, "SIGURG") else 0
 NO_PIDFD_INTERVAL = 0.5  # seconds between looks at the children where the kernel cannot announce their end
 
 
-class ForkingMixIn(Steps):
+class ForkingMixIn(LateHandshakes):
     """Handle each request in a child process; stands in front of a server class.
 
     Class attributes: `max_children` (40), `timeout` (300 seconds, of `handle_request`), `block_on_close`
@@ -227,7 +228,8 @@ class ForkingMixIn(Steps):
             self._close_what_is_not_the_childs(request)
             if self.child_signals is not None:
                 self.child_signals.take(self._drain_handlers(request))
-            self.finish_request(request, client_address)
+            if not self.handshakes_due or self.shake_hands(request):
+                self.finish_request(request, client_address)
             status = 0
         except Exception:
             self.handle_error(request, client_address)
@@ -251,7 +253,7 @@ class ForkingMixIn(Steps):
         if leave is not None:
             leave(request)
         elif getattr(self, "socket_type", None) == socket.SOCK_STREAM:
-            self.socket.close()  # type: ignore[attr-defined]
+            self.socket.close()
 
     def _drain_handlers(self, request: Any) -> dict[int, Callable[[int, Any], object]]:
         def drain(number: int, _: Any) -> None:

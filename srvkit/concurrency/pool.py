@@ -91,6 +91,9 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
             return False  # handle_request(), a server of the standard library; a datagram is all there
         return hasattr(self.RequestHandlerClass, "handle_message")
 
+    def _may_put_off_handshakes(self) -> bool:
+        return super()._may_put_off_handshakes() and not hasattr(self.RequestHandlerClass, "handle_message")
+
     @property
     def _taken(self) -> dict[int, Any]:
         taken: dict[int, Any] = vars(self).setdefault("_requests_in_pool", {})

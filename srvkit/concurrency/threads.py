@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 from srvkit.concurrency.crew import BusyThreads, Crew, NoThreads
-from srvkit.contracts import Steps
+from srvkit.concurrency.handshakes import LateHandshakes
 
 
-class ThreadingMixIn(Steps):
+class ThreadingMixIn(LateHandshakes):
     """Handle each request in a thread; stands in front of a server class.
 
     Class attributes: `daemon_threads` (False; True: the program may end while requests are handled) and
@@ -36,7 +36,8 @@ class ThreadingMixIn(Steps):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Handle the request; runs in its thread. May be overridden."""
         try:
-            self.finish_request(request, client_address)
+            if not self.handshakes_due or self.shake_hands(request):
+                self.finish_request(request, client_address)
         except Exception:
             self.handle_error(request, client_address)
         finally:
