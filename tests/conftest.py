@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
 import signal
@@ -220,3 +221,26 @@ def tool() -> Callable[[str], None]:
             pytest.fail(reason) if os.environ.get("SRVKIT_REQUIRE_TOOLS") == "1" else pytest.skip(reason)
 
     return need
+
+
+@pytest.fixture(scope="session")
+def revocation_list() -> Callable[..., bytes]:
+    """`revocation_list(ca, *issued, days=30)`: a list of an authority of trustme's, in PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    def make(ca: Any, *revoked: Any, days: float = 30, begins: float = -1) -> bytes:
+        now = datetime.datetime.now(datetime.UTC)
+        authority = x509.load_pem_x509_certificate(ca.cert_pem.bytes())
+        key: Any = serialization.load_pem_private_key(ca.private_key_pem.bytes(), None)
+        builder = x509.CertificateRevocationListBuilder(
+            authority.subject, now + datetime.timedelta(days=begins), now + datetime.timedelta(days=days)
+        )
+        for one in revoked:
+            number = x509.load_pem_x509_certificate(one.bytes()).serial_number
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder(number, now - datetime.timedelta(days=1)).build()
+            )
+        return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    return make

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from srvkit.config.certificates import load_certificates, notes_on
+from srvkit.config.certificates import load_certificates, notes_on, terms_of
 from srvkit.config.compose import Plan, compose
 from srvkit.config.model import Config, Problems
 from srvkit.contracts import in_one_line
@@ -25,7 +25,7 @@ class Assembled:
 
     def notes(self) -> list[str]:
         """Return what is worth knowing, although nothing is wrong."""
-        return [*self.plugins.notes, *notes_on(self.certificates)]
+        return [*self.plugins.notes, *notes_on(terms_of(self.certificates))]
 
     def try_models(self, problems: Problems) -> None:
         """Make the loop of each model once. Raises ConfigError, of status 3, where one cannot be had."""

@@ -142,7 +142,7 @@ def serve(post: Post) -> int:
     try:
         raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
         # Plugins will run here: of the keys of other servers they need not know.
-        certificates = load_certificates(post.config, post.problems, [post.server])
+        certificates = load_certificates(post.config, post.problems, servers=[post.server])
         privileges.drop(settings.user, settings.group)
         assembled = assemble(post.config, post.problems, certificates)
         (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
