@@ -71,11 +71,14 @@ class Channel:
             self._outgoing.append((line[sent:], () if sent else _duplicates(descriptors)))
             self._watch()
 
-    def say(self, message: Message) -> None:
+    def say(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send a message and wait until it is out; where nothing else is going on."""
+        count = {"descriptors": len(descriptors)} if descriptors else {}
+        line = json.dumps(message | count).encode() + b"\n"
         self._socket.setblocking(True)
         with suppress(OSError):  # the other side is gone
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            sent = socket.send_fds(self._socket, [line], descriptors)
+            self._socket.sendall(line[sent:])
         self._socket.setblocking(False)
 
     def read_the_rest(self) -> None:

@@ -17,11 +17,13 @@ from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import Timer
+from srvkit.net.tls import Term
 from srvkit.process import descriptors
 from srvkit.process.boundary import attempt, complain, in_words
 from srvkit.process.channel import Message, open_channel
 from srvkit.process.children import ending
 from srvkit.process.cpus import usable_cpus
+from srvkit.process.keeping import Kept, parts
 from srvkit.process.listening import NO_NAMES, ListeningSockets, Names
 from srvkit.process.supervised import try_out
 from srvkit.process.worker import CANNOT_START
@@ -40,6 +42,7 @@ class Generation:
     number: int
     config: Config
     sockets: ListeningSockets
+    terms: list[Term] = field(default_factory=list)  # of its certificates
     workers: dict[str, Workers] = field(default_factory=dict)
 
 
@@ -68,6 +71,7 @@ class Change:
         self._around = around
         self._done = done
         self._new: Generation | None = None
+        self._kept: dict[str, Kept] = {}  # certificates and keys, until workers have them
         self._child = 0
         self._timer: Timer | None = None
         self._over = False
@@ -116,6 +120,8 @@ class Change:
             finally:
                 ours.close()
                 self._step("the trial of the configuration", lambda: self._tried(status))
+                for left_over in self._kept.values():
+                    left_over.close()
 
         try:
             self._child = self._around.children.fork(main, ended)
@@ -125,9 +131,11 @@ class Change:
         finally:
             theirs.close()
         self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._too_late)
-        ours.attach(self._around.loop, lambda message, _: self._heard(message), lambda: None)
+        ours.attach(self._around.loop, self._heard, lambda: None)
 
-    def _heard(self, message: Message) -> None:
+    def _heard(self, message: Message, descriptors: list[int]) -> None:
+        if descriptors or message.get("certificates"):
+            self._step("the certificates cannot be kept", lambda: self._keep(message, descriptors))
         if "doing" in message:
             self._doing = str(message["doing"])
         elif "names" in message:
@@ -135,6 +143,11 @@ class Change:
                 self._names = message["names"]
         elif self._answer is None:
             self._answer = message
+
+    def _keep(self, message: Message, descriptors: list[int]) -> None:
+        kept, self._kept = self._kept, parts(descriptors, message.get("certificates", {}))
+        for one in kept.values():
+            one.close()
 
     def _too_late(self) -> None:
         self._fail([f"the configuration was not tried out within ready_timeout: still {self._doing}"])
@@ -151,21 +164,24 @@ class Change:
             self._around.found_good(self.config)
             for note in answer["notes"]:
                 log.info("%s", note)
-            self._start()
+            self._start([Term(**term) for term in answer["terms"]])
 
     # ---- the new workers
 
-    def _start(self) -> None:
+    def _start(self, terms: list[Term]) -> None:
         before = self._before
         descriptors.make_room(
             sum(
-                (settings.workers or usable_cpus()) * FOR_A_WORKER + len(settings.listen) * FOR_A_LISTENER
+                (settings.workers or usable_cpus()) * FOR_A_WORKER
+                + len(settings.listen) * FOR_A_LISTENER
+                + (settings.tls is not None)
                 for settings in self.config.server.values()
             )
             + SPARE
         )
         sockets = ListeningSockets(self.config, before.sockets if before is not None else None, self._names)
-        self._new = Generation(before.number + 1 if before is not None else 1, self.config, sockets)
+        number = before.number + 1 if before is not None else 1
+        self._new = Generation(number, self.config, sockets, terms)
         for name, settings in self.config.server.items():
             self._new.workers[name] = Workers(
                 name,
@@ -174,6 +190,7 @@ class Change:
                 sockets.of[name],
                 settings.workers or usable_cpus(),
                 self._around,
+                self._kept.pop(name, None),
             )
         for workers in self._new.workers.values():
             workers.start()

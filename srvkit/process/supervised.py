@@ -14,23 +14,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from srvkit.config.assemble import assemble
-from srvkit.config.certificates import load_certificates
+from srvkit.config.certificates import load_certificates, read_files, terms_of
 from srvkit.config.compose import Plan
 from srvkit.config.model import Config, Problems
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
+from srvkit.net.credentials import Files
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import wait_for
 from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins
 from srvkit.process import descriptors, privileges
 from srvkit.process.channel import Channel, Message, end_at_news
+from srvkit.process.keeping import keep
 from srvkit.process.listening import NO_NAMES, look_up_names
 from srvkit.process.logfile import LogFile
 from srvkit.process.run import refuse_threads
@@ -64,6 +66,7 @@ class Post:
     board: Board
     stacks: int  # where the interpreter writes every stack, when the worker is aborted
     log_file: LogFile
+    files: Mapping[str, bytes]  # certificates and keys, by path, as they were when they were found good
     has_peers: bool  # whether there are other workers of this server
     tells_files: bool  # whether the supervisor wants to know what a developer may edit
 
@@ -92,19 +95,33 @@ def try_out(config: Config, problems: Problems, known: Mapping[str, str], channe
     channel.say({"names": names})
     if config.srvkit.user or config.srvkit.group:
         doing(f"looking up the user {config.srvkit.user or config.srvkit.group}")
-    answer = _trial(config, problems, lambda: doing("importing the plugins"))
+    files = read_files(config, problems)
+    answer = _trial(config, problems, files, lambda: doing("importing the plugins"))
     if refused is not None and not answer["errors"]:
-        answer = {"errors": str(refused).splitlines(), "status": refused.exit_status}
-    channel.say(answer)
+        answer = _refusal(str(refused).splitlines(), refused.exit_status)
+    descriptors = []
+    if files and not answer["errors"]:
+        try:
+            fd, answer["certificates"] = keep(files)
+            descriptors.append(fd)
+        except OSError as error:
+            answer = _refusal([f"the certificates cannot be kept: {error.strerror or error}"])
+    channel.say(answer, descriptors)
     return 0
 
 
-def _trial(config: Config, problems: Problems, importing: Callable[[], None]) -> Message:
+def _refusal(errors: list[str], status: int = CANNOT_START) -> Message:
+    return {"errors": errors, "status": status}
+
+
+def _trial(
+    config: Config, problems: Problems, files: Mapping[str, Files], importing: Callable[[], None]
+) -> Message:
     settings = config.srvkit
     refused = privileges.check(settings.user, settings.group)
     for key, message in refused:
         problems.add(("srvkit", key), message)
-    certificates = load_certificates(config, problems)
+    certificates = load_certificates(config, problems, files)
     try:
         if not refused:
             privileges.drop(settings.user, settings.group)
@@ -113,11 +130,11 @@ def _trial(config: Config, problems: Problems, importing: Callable[[], None]) ->
         importing()
         notes = _assembled(config, problems, certificates)
     except SrvkitError as error:
-        return {"errors": str(error).splitlines(), "status": error.exit_status}
+        return _refusal(str(error).splitlines(), error.exit_status)
     except BaseException as error:
         log.exception("a plugin broke")
-        return {"errors": [f"a plugin broke: {type(error).__name__}: {error}"], "status": CANNOT_START}
-    return {"errors": [], "notes": notes}
+        return _refusal([f"a plugin broke: {type(error).__name__}: {error}"])
+    return {"errors": [], "notes": notes, "terms": [asdict(term) for term in terms_of(certificates)]}
 
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
@@ -142,7 +159,9 @@ def serve(post: Post) -> int:
     try:
         raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
         # Plugins will run here: of the keys of other servers they need not know.
-        certificates = load_certificates(post.config, post.problems, servers=[post.server])
+        files, post.files = {post.server: post.files}, {}
+        certificates = load_certificates(post.config, post.problems, files, [post.server])
+        del files
         privileges.drop(settings.user, settings.group)
         assembled = assemble(post.config, post.problems, certificates)
         (plan,) = (plan for plan in assembled.plans if plan.name == post.server)

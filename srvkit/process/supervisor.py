@@ -32,6 +32,7 @@ from srvkit.process.listening import ListeningSockets
 from srvkit.process.logfile import LogFile
 from srvkit.process.places import Lock, PidFile, PlaceError, control_path
 from srvkit.process.reload import Change, Generation
+from srvkit.process.reminder import Reminder
 from srvkit.process.report import Questions, report_of
 from srvkit.process.signals import Signals
 from srvkit.process.supervised import BEATS
@@ -106,6 +107,7 @@ class Supervisor:
         self._look_timer: Timer | None = None
         self._look_planned = 0.0
         self._questions = Questions(self._loop)
+        self._reminder = Reminder(self._loop)
         self._control: ControlSocket | None = None
         self._lock: Lock | None = None
         self._pid_file: PidFile | None = None
@@ -193,8 +195,7 @@ class Supervisor:
         self._loop.close()  # first: what is closed next must not be taken out of the parent's epoll
         kept = {id(listener) for listener in keep}
         for workers in self._all_workers():
-            for other in workers.workers.values():
-                other.close()
+            workers.leave()
         for listener in self._all_listeners():
             if id(listener) not in kept:
                 listener.leave()
@@ -325,7 +326,7 @@ class Supervisor:
         sockets = ListeningSockets.inherited(entries)
         workers = {entry["name"]: self._adopted(entry, sockets, config) for entry in table["workers"]}
         self._old += [self._adopted(entry, sockets, config) for entry in table["old"]]
-        self._generation = Generation(table["generation"], config, sockets, workers)
+        self._generation = Generation(table["generation"], config, sockets, workers=workers)
         self._look_after(config.srvkit.heartbeat_timeout)
         self._children.reap()  # those that ended meanwhile
 
@@ -464,6 +465,7 @@ class Supervisor:
             steps.append(partial(self._watch_over, self._watch, made))
         steps.append(partial(self._tell_addresses, made, before is None))
         steps.append(partial(self._look_after, made.config.srvkit.heartbeat_timeout))
+        steps.append(partial(self._reminder.about, made.terms))
         steps += [self._changed, self._see_to_announcement]
         for step in steps:  # it is in force: what fails of the rest is no reason not to do all the others
             attempt("putting a configuration in force", step)

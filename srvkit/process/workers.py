@@ -26,6 +26,7 @@ from srvkit.process import logs
 from srvkit.process.boundary import attempt, complain
 from srvkit.process.channel import Channel, Message, open_channel
 from srvkit.process.children import Children, ending
+from srvkit.process.keeping import Kept
 from srvkit.process.logfile import LogFile
 from srvkit.process.scoreboard import Board, Counts
 from srvkit.process.supervised import Post, serve
@@ -115,7 +116,9 @@ class Workers:
         listeners: list[Listener],
         wanted: int,
         around: Surroundings,
+        kept: Kept | None = None,
     ) -> None:
+        """Make it; `kept` are its certificates and keys, which it closes when it starts no more workers."""
         self.name = name
         self.model = config.server[name].concurrency.name if name in config.server else ""
         self.listeners = listeners
@@ -131,6 +134,7 @@ class Workers:
         self._config = config
         self._problems = problems
         self._around = around
+        self._kept = kept
         self._on_trial = True
         self._ending = False
         self._failures = 0  # to get ready, in a row
@@ -207,6 +211,7 @@ class Workers:
 
     def _end(self, message: Message, timeout: float) -> None:
         self._ending = True
+        self._forget_certificates()
         self._to_retire.clear()
         if self._waiting is not None:
             self._waiting.cancel()
@@ -215,6 +220,17 @@ class Workers:
                 f"{self.name}: ending worker {worker.pid}",
                 partial(self._tell_to_end, worker, message, timeout),
             )
+
+    def leave(self) -> None:
+        """Close, in a child, what the supervisor has of them."""
+        for worker in self.workers.values():
+            worker.close()
+        self._forget_certificates()
+
+    def _forget_certificates(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _tell_to_end(self, worker: WorkerProcess, message: Message, timeout: float) -> None:
         worker.order = message
@@ -289,6 +305,7 @@ class Workers:
     def _be_a_worker(self, worker: WorkerProcess, channel: Channel, lifeline: int) -> int:
         """Serve, in the process that was forked for it; return the exit status."""
         around, config = self._around, self._config
+        files = self._kept.read() if self._kept is not None else {}
         around.leave(self.listeners)
         worker.channel.leave()
         os.close(worker.lifeline)
@@ -304,6 +321,7 @@ class Workers:
                 worker.board,
                 worker.stacks,
                 around.log_file,
+                files,
                 self.wanted > 1,
                 around.tells_files,
             )

@@ -1,0 +1,44 @@
+"""What ends while the process runs: certificates and revocation lists, noted once a day and when they end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from srvkit.config.certificates import notes_on
+from srvkit.net.readiness import Readiness, Timer
+from srvkit.net.tls import Term
+
+log = logging.getLogger("srvkit.process")
+
+DAY = 86400.0  # seconds
+
+
+class Reminder:
+    """Logs what is to be noted of certificates; nothing where there are none."""
+
+    def __init__(self, loop: Readiness) -> None:
+        self._loop = loop
+        self._terms: Sequence[Term] = ()
+        self._timer: Timer | None = None
+
+    def about(self, terms: Sequence[Term]) -> None:
+        """Look after these from now on, whose notes of today were logged."""
+        self._terms = terms
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wait()
+
+    def _wait(self) -> None:
+        now = time.time()
+        moments = [moment for term in self._terms for moment in term.moments() if moment > now]
+        if self._terms:
+            seconds = min([DAY, *(moment - now for moment in moments)])
+            self._timer = self._loop.call_later(seconds, self._remind)
+
+    def _remind(self) -> None:
+        for note in notes_on(self._terms):
+            log.warning("%s", note)
+        self._wait()
