@@ -51,6 +51,12 @@ BEATS = 3  # in one heartbeat_timeout
 SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
 KILL_TIME = 1.0  # seconds for a handler to notice that an operator has cut its connection
 LAST_MOMENT = 0.4  # seconds for handlers to notice, when there is no supervisor any more
+STOP_TIME = 0.5  # seconds for other threads to hold still while their stacks are written
+
+# Asks a worker for the stacks of all its threads, and to end. On a build without the interpreter's lock a
+# fatal signal shows the thread that it hits, and no other; but there Python can answer, whoever has hung.
+# One that comes too early does nothing, and is followed by SIGABRT: there are no other threads yet.
+ASK_FOR_STACKS = signal.SIGURG if "t" in sys.abiflags else None
 
 
 @dataclass
@@ -247,11 +253,13 @@ class SupervisedWorker(Worker):
         self._channel = post.channel
         self._board = post.board
         self._log_file = post.log_file
+        self._stacks = post.stacks
         self._tells_files = post.tells_files
         server: Any = _with_accounts(
             plan, post.board, self._interval, limits.max_requests, post.has_peers
         ).build(post.listeners)
-        super().__init__([server], plugins, settings.drain_timeout, STOP_SIGNALS, IGNORED_SIGNALS)
+        signals = STOP_SIGNALS if ASK_FOR_STACKS is None else (*STOP_SIGNALS, ASK_FOR_STACKS)
+        super().__init__([server], plugins, settings.drain_timeout, signals, IGNORED_SIGNALS)
         self._server = server
         self._server.on_enough = self._has_enough
         self.on_ready = self._tell_ready
@@ -308,10 +316,18 @@ class SupervisedWorker(Worker):
 
     def _signalled(self, numbers: list[int]) -> None:
         for number in numbers:
-            if number == signal.SIGTERM and self._is_heard and not self._stopping:
+            if number == ASK_FOR_STACKS:
+                self._leave_stacks()
+            elif number == signal.SIGTERM and self._is_heard and not self._stopping:
                 self._ask_to_retire("TERM")  # whoever sent it wants this one replaced
             elif number in STOP_SIGNALS:
                 super()._signalled([number])
+
+    def _leave_stacks(self) -> None:
+        # A thread in an extension may never hold still; then they are written all the same, at some risk.
+        faulthandler.dump_traceback_later(STOP_TIME, file=self._stacks)
+        faulthandler.dump_traceback(self._stacks)
+        os.kill(self.pid, signal.SIGABRT)
 
     def _heard(self, message: Message, descriptors: list[int]) -> None:
         do = message["do"]

@@ -29,7 +29,7 @@ from srvkit.process.children import Children, ending
 from srvkit.process.keeping import Kept
 from srvkit.process.logfile import LogFile
 from srvkit.process.scoreboard import Board, Counts
-from srvkit.process.supervised import Post, serve
+from srvkit.process.supervised import ASK_FOR_STACKS, Post, serve
 from srvkit.process.unnamed import contents, unnamed_file
 
 log = logging.getLogger("srvkit.process")
@@ -402,13 +402,23 @@ class Workers:
         """Have its interpreter write every stack, and end it."""
         log.error("%s: worker %d is ended: %s", self.name, worker.pid, why)
         worker.state = "hung"
+        if ASK_FOR_STACKS is None:
+            self._abort_now(worker)
+        else:
+            self._around.children.signal(worker.pid, ASK_FOR_STACKS)
+            self._later(worker, LAST_WORDS, self._abort_now)
+
+    def _abort_now(self, worker: WorkerProcess) -> None:
         self._around.children.signal(worker.pid, signal.SIGABRT)
         self._kill_after(worker, LAST_WORDS)
 
     def _kill_after(self, worker: WorkerProcess, seconds: float) -> None:
+        self._later(worker, seconds, self._kill)
+
+    def _later(self, worker: WorkerProcess, seconds: float, call: Callable[[WorkerProcess], None]) -> None:
         if worker.timer is not None:
             worker.timer.cancel()
-        worker.timer = self._around.loop.call_later(seconds, lambda: self._kill(worker))
+        worker.timer = self._around.loop.call_later(seconds, partial(call, worker))
 
     def _kill(self, worker: WorkerProcess) -> None:
         self._around.children.signal(worker.pid, signal.SIGKILL)

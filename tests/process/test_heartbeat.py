@@ -112,6 +112,29 @@ def test_a_handler_that_keeps_the_interpreter_to_itself(model, handler, serving)
     assert_replaced(serving(model, handler, plugin=ASYNC), b"gil")
 
 
+@pytest.mark.parametrize("line", [b"spin", b"sleep"])
+@pytest.mark.parametrize("model", ["serial", "event"])
+def test_all_stacks_are_there_where_a_fatal_signal_shows_one_thread(
+    model, line, managed, talking, available, tmp_path
+):
+    """As on builds of Python without the interpreter's lock, which this one may be or not."""
+    (tmp_path / "as_there.py").write_text(
+        "import faulthandler, signal, sys\n"
+        "from srvkit.process import supervised, workers\n"
+        "from srvkit.cli.main import main\n"
+        "enable = faulthandler.enable\n"
+        "faulthandler.enable = lambda file: enable(file, all_threads=False)\n"
+        "supervised.ASK_FOR_STACKS = workers.ASK_FOR_STACKS = signal.SIGURG\n"
+        "sys.argv[0] = 'srvkit'\n"
+        "sys.exit(main())\n"
+    )
+    available(model)
+    managed.write(server(model), talking, GENERAL)
+    managed.program = managed.start("as_there.py", "run")
+    managed.program.wait_for("listening on ")
+    assert_replaced(managed, line)
+
+
 def test_children_that_hang_are_their_own_affair(serving):
     managed = serving("forking")
 
