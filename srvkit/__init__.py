@@ -30,16 +30,24 @@ The house, bottom up; a floor imports only from those below it:
     config                   from TOML text to a server class
     process                  operating-system processes: start, watch, replace, stop
     cli, pytest_plugin       the commands; fixtures for tests of handlers
+
+PYTEST_DONT_REWRITE: its asserts are not for tests, and a program may import it before pytest comes.
 """
 
 from __future__ import annotations
 
 import os
+import selectors  # noqa: F401  (like those below without a use here: in the standard library's module, too)
 import socket
+import sys  # noqa: F401
+import threading  # noqa: F401
 from importlib import import_module
+from io import BufferedIOBase  # noqa: F401
+from time import monotonic as time  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
-from srvkit.concurrency.crew import BusyThreads as _Threads  # noqa: F401  (private, but programs use them)
+# Private in the standard library, but programs use and replace them: see `contracts.open_names`.
+from srvkit.concurrency.crew import BusyThreads as _Threads  # noqa: F401
 from srvkit.concurrency.crew import NoThreads as _NoThreads  # noqa: F401
 from srvkit.concurrency.events import EventMixIn
 from srvkit.concurrency.pool import ThreadPoolMixIn
@@ -51,7 +59,9 @@ from srvkit.server.asynchronous import AsyncHandler
 from srvkit.server.base import BaseServer
 from srvkit.server.datagram import UDPServer
 from srvkit.server.handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from srvkit.server.handler import _SocketWriter as _SocketWriter
 from srvkit.server.message import MessageHandler
+from srvkit.server.polling import STANDARD as _ServerSelector  # noqa: F401
 from srvkit.server.stream import TCPServer
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ srvkit but the errors.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -17,6 +18,11 @@ Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s",
 Size = Annotated[int, "size"]  # bytes; in TOML also "64KiB", "1MiB"
 WorkerCount = Annotated[int, "workers"]  # processes; in TOML also "auto", which is 0 here
 FileMode = Annotated[str, "file mode"]  # permissions in octal digits, "0600"
+
+
+# The globals of `srvkit` itself. Programs replace names in them as they do in the standard library's module,
+# by `mock.patch("socketserver._SocketWriter")` say; whoever uses such a name looks it up here each time.
+open_names: dict[str, Any] = vars(sys.modules[__name__.partition(".")[0]])
 
 
 def setting(

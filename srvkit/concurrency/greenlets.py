@@ -42,6 +42,7 @@ class GreenletMixIn(Steps):
     # Under srvkit run, draining waits for requests, and with a deadline.
     managed = MappingProxyType({"block_on_close": False})
 
+    lives_in_loop = True
     block_on_close = True
     connection_class: Any
     _plain_class: Any

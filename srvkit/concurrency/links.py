@@ -50,6 +50,7 @@ WANTED, SHAKING_HANDS = "wanted", "shaking hands"  # of TLS that begins within a
 class LinkKeeper(Steps):
     """A mixin's part that keeps the links of its server, for models whose connections live in the loop."""
 
+    lives_in_loop = True
     deadlines: Deadlines
     links: dict[EventLink, None]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import selectors
 import socket
 import sys
 import threading
@@ -26,9 +27,10 @@ from srvkit.errors import EscapedError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
-from srvkit.net.readiness import EXCLUSIVE, READ, Readiness, wait_for
+from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
 from srvkit.server.guard import LimitSettings, Seats
 from srvkit.server.lingering import Lingering
+from srvkit.server.polling import WakingFlag, replaced_selector, wait_readable
 
 log = logging.getLogger("srvkit.server")
 
@@ -84,7 +86,10 @@ class BaseServer:
     shared: frozenset[int] = frozenset()  # listeners whose queues others serve when this server has stopped
     draining = False  # whether begin_drain() was called: conversations end after the message at hand
     patience = 0.0  # while draining: seconds in which who has just connected is expected to say a first word
+    _pauses: Any = frozenset()  # why no requests are accepted; each server has a set of its own
     _loop: Readiness | None = None
+    lives_in_loop = False  # whether the connections of its model do
+    __shutdown_request: Any = WakingFlag()  # programs set it where they cannot wait for shutdown()
     _shared_loop: Readiness | None = None
     _loop_thread: int | None = None
     _burst = 1
@@ -120,7 +125,8 @@ class BaseServer:
             state += f", paused by {', '.join(sorted(self._pauses))}"
         if self._seats is not None:
             state += f", {self._seats}"
-        return f"<{type(self).__name__} {display(self.server_address)} {state}>"
+        address = getattr(self, "server_address", "")  # none where a program's tests left out the constructor
+        return f"<{type(self).__name__} {display(address)} {state}>"
 
     def server_activate(self) -> None:
         """Make the server ready for requests. May be overridden."""
@@ -145,8 +151,11 @@ class BaseServer:
             if self.__shutdown_request:
                 return
             self._loop = self._shared_loop
+            selector_class = None if self._loop is not None or self.lives_in_loop else replaced_selector()
             if self._loop is not None:
                 self._serve(self._loop, poll_interval)
+            elif selector_class is not None:
+                self._serve_polling(selector_class, poll_interval)
             else:
                 with self.make_loop() as self._loop:
                     self._serve(self._loop, poll_interval)
@@ -209,6 +218,18 @@ class BaseServer:
                 self._lingering.end(loop)
             self.loop_ends(loop)
 
+    def _serve_polling(self, selector_class: Any, poll_interval: float) -> None:
+        """Serve as the standard library does, by the selector that a program has put in place of its own."""
+        with selector_class() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            while not self.__shutdown_request:
+                ready = selector.select(poll_interval)
+                if self.__shutdown_request:
+                    break
+                if ready:
+                    self._handle_request_noblock()
+                self.service_actions()
+
     def shutdown(self) -> None:
         """Stop the `serve_forever` loop and wait until it is out.
 
@@ -221,10 +242,7 @@ class BaseServer:
 
     def stop_serving(self) -> None:
         """Ask the `serve_forever` loop to stop and do not wait; safe from threads and signal handlers."""
-        self.__shutdown_request = True
-        loop = self._loop
-        if loop is not None:
-            loop.wake()
+        self.__shutdown_request = True  # which wakes the loop
 
     def begin_drain(self, patience: float = 0.0) -> None:
         """Stop as a good host does: no new requests, those at hand may finish, then `serve_forever` ends.
@@ -337,7 +355,7 @@ class BaseServer:
             timeout = self.timeout
         elif self.timeout is not None:
             timeout = min(timeout, self.timeout)
-        if wait_for(self.fileno(), timeout):
+        if wait_readable(self, timeout):
             self._handle_request_noblock()
         else:
             self.handle_timeout()

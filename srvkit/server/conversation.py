@@ -42,6 +42,8 @@ from srvkit.net.tls import to_begin
 
 log = logging.getLogger("srvkit.server")
 
+_recv = socket.socket.recv  # taken now: a program's tests may put something else in the class's place
+
 CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
 ASK: Any = object()  # stands for a reply that is not known yet
 
@@ -398,7 +400,7 @@ class StreamLink:
     def _limit_receiving(self, seconds: float) -> None:
         sock = self._socket
         # A timeout of the kernel saves a poll() for each read; only where recv() is the plain system call.
-        if type(sock).recv is socket.socket.recv and hasattr(socket, "SO_RCVTIMEO"):
+        if type(sock).recv is _recv and hasattr(socket, "SO_RCVTIMEO"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
         elif hasattr(sock, "receive_timeout"):  # it waits in its own way
             sock.receive_timeout = seconds or None

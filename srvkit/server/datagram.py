@@ -20,6 +20,7 @@ log = logging.getLogger("srvkit.server")
 # The steps of a request. Those after get_request() do nothing to a datagram that is handled at once,
 # finish_request apart.
 STEPS = (
+    "_handle_request_noblock",
     "get_request",
     "verify_request",
     "admit",
@@ -176,8 +177,7 @@ class UDPServer(TCPServer):
         return self._pinned
 
     def _burst_size(self) -> int:
-        own = type(self).get_request is UDPServer.get_request and "get_request" not in vars(self)
-        return BURST if own and DONT_WAIT else 1
+        return BURST if DONT_WAIT and self._takes_requests_as(UDPServer) else 1
 
 
 if hasattr(socket, "AF_UNIX"):

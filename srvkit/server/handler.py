@@ -12,6 +12,7 @@ import socket
 from contextlib import suppress
 from typing import Any, Literal
 
+from srvkit.contracts import open_names
 from srvkit.errors import PeerError
 from srvkit.net.connection import handshake_outcome
 from srvkit.net.tls import to_begin
@@ -106,7 +107,7 @@ class StreamRequestHandler(BaseRequestHandler):
         self.rfile: Any = self.connection.makefile("rb", self.rbufsize)
         self.wfile: Any
         if self.wbufsize == 0:
-            self.wfile = _SocketWriter(self.connection)
+            self.wfile = open_names["_SocketWriter"](self.connection)
         else:
             self.wfile = self.connection.makefile("wb", self.wbufsize)
 

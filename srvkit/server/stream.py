@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import Any, Self
 
+from srvkit.contracts import open_names
 from srvkit.net.connection import Connection, TimedConnection, accept, unmapped
 from srvkit.net.listener import Listener
 from srvkit.server.base import BURST, MAX_CONNECTIONS, BaseServer
@@ -17,6 +18,7 @@ from srvkit.server.guard import Seats
 from srvkit.server.lingering import Lingering, is_unread, wait_out
 
 SHUT_WR = int(socket.SHUT_WR)
+_Socket = socket.socket  # what it is without a program's tests, which may put a mock in its place
 
 
 class TCPServer(BaseServer):
@@ -37,11 +39,11 @@ class TCPServer(BaseServer):
     allow_reuse_port = False
 
     connection_class: type[Connection] | None = None  # what compose lets connections be
-    _plain_class: type[socket.socket] = socket.socket  # what they are where nothing else is said
+    _plain_class: type[socket.socket] = _Socket  # what they are where nothing else is said
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any, bind_and_activate: bool = True) -> None:
         """Open the socket. May be extended, do not override."""
-        if isinstance(server_address, socket.socket):
+        if _is_socket(server_address):
             self.socket = server_address
             self.address_family = self.socket.family
             super().__init__(self.socket.getsockname(), RequestHandlerClass)
@@ -51,7 +53,7 @@ class TCPServer(BaseServer):
         super().__init__(server_address, RequestHandlerClass)
         if self.address_family == socket.AF_INET and _is_ipv6(server_address):
             self.address_family = socket.AF_INET6
-        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.socket = open_names["socket"].socket(self.address_family, self.socket_type)
         if bind_and_activate:
             try:
                 self.server_bind()
@@ -120,7 +122,7 @@ class TCPServer(BaseServer):
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection: return its socket and the client's address. May be overridden."""
         if self.connection_class is None:
-            if type(self.socket) is socket.socket:
+            if type(self.socket) is socket.socket:  # as it is now: what accept() makes a connection of
                 return accept(self.socket, self._plain_class)
             connection, client_address = self.socket.accept()  # of a listener that wraps its connections
             return connection, client_address
@@ -175,8 +177,18 @@ class TCPServer(BaseServer):
 
     def _burst_size(self) -> int:
         # An overridden get_request() may do anything, a TLS handshake say: one call per readiness.
-        own = type(self).get_request is TCPServer.get_request and "get_request" not in vars(self)
-        return BURST if own else 1
+        return BURST if self._takes_requests_as(TCPServer) else 1
+
+    def _takes_requests_as(self, server_class: type[BaseServer]) -> bool:
+        steps = ("get_request", "_handle_request_noblock")  # the latter is private, and yet overridden
+        return not vars(self).keys() & steps and all(
+            getattr(type(self), step) is getattr(server_class, step) for step in steps
+        )
+
+
+def _is_socket(server_address: Any) -> bool:
+    # Of the type, since a mock has every attribute that it is asked for; gevent's sockets are no `_Socket`.
+    return isinstance(server_address, _Socket) or hasattr(type(server_address), "getsockname")
 
 
 def _is_ipv6(server_address: Any) -> bool:
