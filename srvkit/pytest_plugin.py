@@ -3,6 +3,7 @@
 What pytest loads by itself is `srvkit_pytest`, which comes here when a test asks for a server. The rest
 is imported by name: `from srvkit.pytest_plugin import converse, srvkit_models`. It knows servers by
 `process.embed` and the hooks only, as any program could.
+PYTEST_DONT_REWRITE, so that `pytest_plugins` may name what a conftest.py has imported already.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import http.server
+import os
 import socket
 import subprocess
 import sys
@@ -617,3 +618,42 @@ def test_a_coroutine_is_awaited_where_a_loop_runs_already(loop):
 
     with asyncio.Runner(loop_factory=policy.new_event_loop) as runner:
         assert runner.run(test()) == threading.active_count()
+
+
+@pytest.mark.parametrize("how", ["-p srvkit", "PYTEST_ADDOPTS", "conftest.py", ""])
+def test_a_program_may_import_srvkit_before_pytest_comes(how, tmp_path):
+    """pytest rewrites the asserts of all that an installed plugin brings, and warns where it is too late."""
+    info = tmp_path / "installed" / "another-1.dist-info"  # names the packages as an installed srvkit does
+    info.mkdir(parents=True)
+    packages = ("srvkit", "srvkit_handlers", "srvkit_pytest")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1\n")
+    (info / "RECORD").write_text("".join(f"{name}/__init__.py,,\n" for name in packages))
+    (info / "entry_points.txt").write_text("[pytest11]\nanother = textwrap\n")
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_it.py").write_text("import srvkit\ndef test_it(srvkit_server): pass\n")
+    if how == "conftest.py":
+        (folder / how).write_text(
+            'import srvkit.pytest_plugin as ours\npytest_plugins = ["srvkit", ours.__name__]\n'
+        )
+    (tmp_path / "program.py").write_text(
+        f"import sys, {', '.join(packages)}\n"
+        "import srvkit.server.base, srvkit_handlers.echo, srvkit_pytest.fixtures\n"
+        "sys.modules['socketserver'] = srvkit\n"
+        "import pytest\n"
+        "sys.exit(pytest.main(sys.argv[1:]))\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environ["PYTHONPATH"] = str(info.parent)
+    if how == "PYTEST_ADDOPTS":
+        environ[how] = "-p srvkit.pytest_plugin"
+    arguments = how.split() if how.startswith("-p") else []
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", "-W", "error", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout

@@ -1,7 +1,7 @@
 """The fixtures of srvkit's pytest plugin; what they do is in `srvkit.pytest_plugin`.
 
 pytest loads this in every project of an environment that has srvkit, so srvkit itself is imported only
-inside the functions: when a test uses them.
+inside the functions: when a test uses them. PYTEST_DONT_REWRITE, since it may be loaded by name, too.
 """
 
 from __future__ import annotations
