@@ -6,12 +6,14 @@ Servers are known by their steps.
 
 from __future__ import annotations
 
-import socket
+import os
 import threading
 from contextlib import suppress
+from socket import socket as Socket  # as it is before anybody patches it
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from srvkit.concurrency import monkey
 from srvkit.contracts import Package, Steps, in_one_line
 from srvkit.net.connection import STOPPED
 
@@ -64,6 +66,7 @@ class GreenletMixIn(Steps):
     @classmethod
     def try_loop(cls) -> None:
         """Make a hub and a loop in it, and release both; in a thread, whose hub it is."""
+        ended, end = os.pipe()  # known to be the system's own, whatever has been patched
         raised: list[Exception] = []
 
         def attempt() -> None:
@@ -74,10 +77,12 @@ class GreenletMixIn(Steps):
                     loop.wait(0)
             except Exception as error:
                 raised.append(error)
+            finally:
+                os.close(end)
 
-        thread = threading.Thread(target=attempt)
-        thread.start()
-        thread.join()
+        monkey.start_thread(attempt, "try gevent")
+        os.read(ended, 1)
+        os.close(ended)
         for error in raised:
             raise error
 
@@ -115,14 +120,14 @@ class GreenletMixIn(Steps):
         super().loop_begins(loop)
         from srvkit.concurrency.cooperation import cooperative
 
-        self._plain_class = cooperative(socket.socket)
+        self._plain_class = cooperative(Socket)
         if getattr(self, "connection_class", None) is not None:
             self.connection_class = cooperative(self.connection_class)
 
     def loop_ends(self, loop: Any) -> None:
         """Have those of `handle_request` wait as they did. May be extended."""
         super().loop_ends(loop)
-        self._plain_class = socket.socket
+        self._plain_class = Socket
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a greenlet handle the request."""
@@ -134,7 +139,7 @@ class GreenletMixIn(Steps):
     def process_request_greenlet(self, request: Any, client_address: Any) -> None:
         """Handle the request; runs in its greenlet. May be extended."""
         assert self._greenlets is not None
-        if type(request) is socket.socket:  # of a get_request() of somebody else's
+        if type(request) is Socket:  # of a get_request() of somebody else's
             request = self._greenlets.cooperative_socket(request)
         try:
             self.finish_request(request, client_address)

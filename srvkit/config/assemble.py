@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from srvkit.concurrency import monkey
 from srvkit.config.certificates import load_certificates, notes_on, terms_of
 from srvkit.config.compose import Plan, compose
 from srvkit.config.model import Config, Problems
@@ -25,7 +26,7 @@ class Assembled:
 
     def notes(self) -> list[str]:
         """Return what is worth knowing, although nothing is wrong."""
-        return [*self.plugins.notes, *notes_on(terms_of(self.certificates))]
+        return [*self.plugins.notes, *monkey.notes(), *notes_on(terms_of(self.certificates))]
 
     def try_models(self, problems: Problems) -> None:
         """Make the loop of each model once. Raises ConfigError, of status 3, where one cannot be had."""
@@ -42,15 +43,22 @@ class Assembled:
 
 
 def assemble(
-    config: Config, problems: Problems, certificates: Mapping[str, ServerTls] | None = None
+    config: Config,
+    problems: Problems,
+    certificates: Mapping[str, ServerTls] | None = None,
+    only: str = "",
 ) -> Assembled:
     """Load the plugins and plan the servers of what `loader` has read; `certificates` may be loaded already.
+
+    `only` is the one server that this process is to run, if there is one.
 
     Raises ConfigError with every problem there is, PluginError where the plugins are the only one.
     """
     if certificates is None:
         certificates = load_certificates(config, problems)
     folder = config.folder
+    served = [settings for name, settings in config.server.items() if not only or name == only]
+    monkey.guard({settings.concurrency.name for settings in served})
     try:
         plugins = make_manager(config.srvkit.plugins, config.srvkit.block, folder)
         if config.logging.connections:

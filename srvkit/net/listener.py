@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from socket import socket as Socket  # as it is before anybody patches it
 from typing import Any
 
 from srvkit.contracts import FileMode, Size, setting
@@ -297,7 +298,7 @@ def _kind_of(address: Address) -> socket.SocketKind:
 
 def _open(address: Address, family: int) -> socket.socket:
     try:
-        return socket.socket(family, _kind_of(address))
+        return Socket(family, _kind_of(address))
     except OSError as error:
         raise ListenError(address, _explain(error)) from error
 
@@ -335,7 +336,7 @@ def _adopt(address: Address) -> socket.socket:
     try:
         copy = os.dup(address.fd)
         try:
-            sock = socket.socket(fileno=copy)
+            sock = Socket(fileno=copy)
         except BaseException:
             os.close(copy)
             raise

@@ -10,7 +10,7 @@ import heapq
 import os
 import select
 import selectors
-import threading
+from _thread import RLock, get_ident
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +22,9 @@ from typing import Any
 
 READ = 1  # the values of EPOLLIN and EPOLLOUT
 WRITE = 4
+# As they are before anything is imported that may patch the standard library.
+_epoll: Any = getattr(select, "epoll", None)
+_new_poll: Any = getattr(select, "poll", None)
 EXCLUSIVE: int = getattr(
     select, "EPOLLEXCLUSIVE", 0
 )  # of several processes that wait for one socket, wake one
@@ -84,15 +87,15 @@ class Readiness:
 
     def __init__(self) -> None:
         self.now = monotonic()  # when the last wait ended
-        self._has_epoll = hasattr(select, "epoll")
-        self._poll = select.epoll() if self._has_epoll else _SelectorPoll()
+        self._has_epoll = _epoll is not None
+        self._poll: Any = _epoll() if _epoll is not None else _SelectorPoll()
         # By descriptor, which are small numbers: a dictionary takes 70 bytes more for each.
         self._callbacks: list[Callable[[], object] | None] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()  # equal deadlines keep the order in which they were set
         self._soon: deque[Callable[[], None]] = deque()
         # Re-entrant: a signal handler may call wake() in the middle of close() in the same thread.
-        self._closing = threading.RLock()
+        self._closing = RLock()
         self._closed = False
         self._thread: int | None = None
         if hasattr(os, "eventfd"):
@@ -186,7 +189,7 @@ class Readiness:
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback()` in the waiting thread, as soon as it has called back for what is ready."""
         self._soon.append(callback)
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             self.wake()
 
     def wake(self) -> None:
@@ -198,7 +201,7 @@ class Readiness:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the first event, at most `timeout` seconds (None: without end), and call back."""
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         if self._soon:
             timeout = 0
         while self._timers and self._timers[0][2].callback is None:
@@ -222,7 +225,8 @@ class Readiness:
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while something watched is ready, timers not included."""
-        return self._poll.fileno()
+        fd: int = self._poll.fileno()
+        return fd
 
     def close(self) -> None:
         """Release the descriptors; watched ones stay open, they belong to whoever watched them."""
@@ -257,8 +261,8 @@ def wait_for(fd: int, timeout: float | None, events: int = READ) -> bool:
     deadline = None if timeout is None else monotonic() + timeout
     while True:
         remaining = None if deadline is None else max(0.0, deadline - monotonic())
-        if hasattr(select, "poll"):
-            poll = select.poll()
+        if _new_poll is not None:
+            poll = _new_poll()
             poll.register(fd, events)  # POLLIN and POLLOUT have the values of READ and WRITE
             ready = bool(poll.poll(None if remaining is None else remaining * 1000))
         else:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from srvkit.concurrency import monkey
 from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
 
@@ -258,7 +259,11 @@ class _ProcessState:
 
     def put_back(self) -> list[str]:
         """Undo what differs by now, and name it; appending to `sys.path` is everybody's right."""
-        now, changed = self.now(), []
+        changed = []
+        if patched := monkey.replaced():
+            monkey.put_back()
+            changed.append(f"{', '.join(patched)} of the standard library")
+        now = self.now()
         if self.cwd is not None and now.cwd != self.cwd:
             os.chdir(self.cwd)
             changed.append("the current folder")
@@ -266,7 +271,7 @@ class _ProcessState:
             sys.path[:] = self.import_path
             changed.append("the beginning of sys.path")
         for number, handler in self.handlers.items():
-            if handler is not None and now.handlers[number] != handler:
+            if handler is not None and signal.getsignal(number) != handler:
                 signal.signal(number, handler)
                 changed.append(f"the handler of {getattr(number, 'name', number)}")
         return changed

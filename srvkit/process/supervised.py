@@ -169,7 +169,7 @@ def serve(post: Post) -> int:
         certificates = load_certificates(post.config, post.problems, files, [post.server])
         del files
         privileges.drop(settings.user, settings.group)
-        assembled = assemble(post.config, post.problems, certificates)
+        assembled = assemble(post.config, post.problems, certificates, post.server)
         (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
         if not plan.server_class.fork_beside_threads:
             refuse_threads()

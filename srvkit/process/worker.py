@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
+from srvkit.concurrency import monkey
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
 from srvkit.net.readiness import Readiness, Timer
@@ -85,6 +86,7 @@ class Worker:
 
     def run(self) -> int:
         """Serve until stopped; in the main thread."""
+        monkey.no_more()
         with self._signals as signals, self._loop as loop:
             signals.breaking = True
             loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
@@ -180,7 +182,7 @@ class Worker:
         for server in self.servers:
             # Daemons: a handler that hangs must not keep the process once everything else has ended.
             name = f"server {server.name}"
-            threading.Thread(target=self._serve, args=(server,), name=name, daemon=True).start()
+            monkey.start_thread(partial(self._serve, server), name)
         while self._serving:
             loop.wait()
 

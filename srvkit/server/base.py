@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import traceback
+from _thread import get_ident
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -145,7 +146,7 @@ class BaseServer:
         """
         # In this order, and at the end in the reverse: a signal handler that calls shutdown() anywhere in
         # between would wait for its own thread.
-        self._loop_thread = threading.get_ident()
+        self._loop_thread = get_ident()
         self.__is_shut_down.clear()
         try:
             if self.__shutdown_request:
@@ -237,7 +238,7 @@ class BaseServer:
         once; in the latter case the next `serve_forever` returns immediately.
         """
         self.stop_serving()
-        if self._loop_thread != threading.get_ident():
+        if self._loop_thread != get_ident():
             self.__is_shut_down.wait()
 
     def stop_serving(self) -> None:
@@ -570,7 +571,7 @@ class BaseServer:
         if reason not in self._pauses:
             return
         loop = self._loop
-        if loop is not None and threading.get_ident() != self._loop_thread:
+        if loop is not None and get_ident() != self._loop_thread:
             loop.call_soon(lambda: self.resume_accepting(reason, unless))
             return
         if unless is not None and unless():

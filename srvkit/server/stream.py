@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
-import threading
+from _thread import get_ident
 from typing import Any, Self
 
 from srvkit.contracts import open_names
@@ -161,7 +161,7 @@ class TCPServer(BaseServer):
         loop = self._loop
         try:
             if loop is not None:
-                self._lingering.add(request, loop, in_loop=self._loop_thread == threading.get_ident())
+                self._lingering.add(request, loop, in_loop=self._loop_thread == get_ident())
             else:
                 wait_out(request)
                 self.close_request(request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -313,7 +313,7 @@ class HandshakeAwaited(Waiting):
     # The step may have been taken in another thread; who waits for what is the loop's business.
 
     def _await(self, wanted: int) -> None:
-        if threading.get_ident() == self._server._loop_thread:
+        if get_ident() == self._server._loop_thread:
             super()._await(wanted)
         else:
             self._loop.call_soon(partial(super()._await, wanted))
