@@ -1,7 +1,7 @@
-"""Threads that are kept: handing a job to an idle one costs a third of starting a new one.
+"""Threads that are kept for a while: handing a job to an idle one costs a third of starting a new one.
 
 A `Crew` knows jobs, not requests. It holds no reference to the server, so that a server nobody closed
-can still be collected; its idle threads then go home.
+can still be collected; its idle threads then go home. They also do so by themselves after `PATIENCE`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
+from time import monotonic
 from typing import Any
 
 MOST_IDLE = 256  # threads kept by one crew; each holds about 26 KB
+PATIENCE = 2.0  # seconds that an idle thread waits for work
 Job = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class BusyThreads:
     """The threads at work that `server_close` waits for; what `server._threads` is.
 
-    It has the methods of the standard library's list that programs use.
+    It has the methods of the standard library's list that programs use; those that start threads of their
+    own `append` them.
     """
 
     def __init__(self) -> None:
         self._threads: dict[threading.Thread, None] = {}  # in order, and quick to remove from
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self._threads)[index]
 
     def __len__(self) -> int:
         return len(self._threads)
@@ -38,13 +44,25 @@ class BusyThreads:
         return f"<{len(self._threads)} busy threads>"
 
     def append(self, thread: threading.Thread) -> None:
-        """Add a thread; daemons are not waited for and so not listed."""
+        """Add a thread, and forget those that have ended; daemons are not waited for and so not listed."""
+        self.reap()
+        self.add(thread)
+
+    def add(self, thread: threading.Thread) -> None:
+        """Add a thread, unless it is a daemon."""
         if not thread.daemon:
             self._threads[thread] = None
 
     def remove(self, thread: threading.Thread) -> None:
         """Forget a thread, if it is there."""
         self._threads.pop(thread, None)
+
+    def pop_all(self) -> list[threading.Thread]:
+        """Forget all threads and return them."""
+        threads = list(self._threads)
+        for thread in threads:
+            self.remove(thread)
+        return threads
 
     def reap(self) -> None:
         """Forget the threads that have ended."""
@@ -62,7 +80,7 @@ class BusyThreads:
 class NoThreads(BusyThreads):
     """Stands in where nobody waits for threads."""
 
-    def append(self, thread: threading.Thread) -> None:
+    def add(self, thread: threading.Thread) -> None:
         """Ignore the thread."""
 
 
@@ -71,16 +89,24 @@ class Crew:
 
     `most` bounds the threads (None: no bound); a job beyond it waits for the first thread that is free.
     A job runs in a fresh `contextvars` context. What it raises ends its thread as it would any other.
+    `name` is added to the names of the threads.
 
     At most one thread at a time is *searching*: woken, but without a job yet. It takes the first job that
     waits and, if there are more, wakes the next one before it begins. So no job waits behind one that
     blocks, and yet jobs that do not block follow each other in one thread. Waking a thread for each of
     them would have dozens compete for the interpreter's lock, at every system call of each (measured:
     18 calls of futex(2) per connection where this makes 3).
+
+    Whoever waits in vain for `PATIENCE` goes home. A thread can watch the clock while it waits, which costs
+    0.7 µs each time it is woken; so it leaves that to the serving loop, where there is one. `sweeper` is
+    then called when somebody is idle, and has `sweep` called from there.
     """
 
-    def __init__(self, daemon: bool, busy: BusyThreads, most: int | None = None) -> None:
+    sweeper: Callable[[], object] | None = None
+
+    def __init__(self, daemon: bool, busy: BusyThreads, most: int | None = None, name: str = "") -> None:
         self.daemon = daemon
+        self.name = name
         self.busy = busy
         self.most = most
         self.size = 0
@@ -88,8 +114,10 @@ class Crew:
         self._idle: list[_Worker] = []  # the last to finish is the first to get work: its cache is warm
         self._waiting: deque[Job] = deque()
         self._searching = False
+        self._swept = False  # whether a sweep is to come
         self._hiring = threading.Lock()
         self._hired: set[_Worker] = set()
+        self._gone: list[_Worker] = []  # who has left, but may not have ended yet
         _crews.add(self)
 
     def __repr__(self) -> str:
@@ -122,9 +150,39 @@ class Crew:
             with suppress(IndexError):
                 self._idle.pop().wake.release()
 
+    def sweep(self) -> float | None:
+        """Send home who has been idle for long; return in how many seconds to come again, None if never."""
+        while True:
+            oldest = next(iter(self._idle), None)  # who comes last to rest is the first to get work
+            if oldest is None:
+                # First say that nobody comes again, then look again: see `_search` of a worker.
+                if not self._swept:
+                    return None
+                self._swept = False
+                continue
+            left = oldest.since + PATIENCE - monotonic()
+            if left > 0:
+                self._swept = True
+                return left
+            self._send_home(oldest)
+
+    def leave_to_themselves(self) -> None:
+        """Go on without a sweeper: idle threads go home, and whoever rests later watches the clock."""
+        self.sweeper = None
+        for worker in list(self._idle):
+            self._send_home(worker)
+
+    def _send_home(self, worker: _Worker) -> None:
+        try:
+            self._idle.remove(worker)
+        except ValueError:  # it has got work meanwhile
+            return
+        worker.is_sent_home = True
+        worker.wake.release()
+
     def join(self) -> None:
         """Wait until every thread has gone home, except the one that asks."""
-        for worker in list(self._hired):
+        for worker in [*self._hired, *self._gone]:
             if worker is not threading.current_thread() and worker.ident is not None:
                 worker.join()
 
@@ -136,7 +194,7 @@ class Crew:
         except IndexError:
             self._hire()
             return
-        self.busy.append(worker)
+        self.busy.add(worker)
         worker.wake.release()
 
     def _hire(self) -> None:
@@ -148,28 +206,45 @@ class Crew:
             self.size += 1
         worker = _Worker(self)
         self._hired.add(worker)
-        self.busy.append(worker)
+        self.busy.add(worker)
         try:
             worker.start()
         except BaseException:
-            self.busy.remove(worker)
-            self._leave(worker)
-            self._searching = False
+            self._did_not_start(worker)
             if self.size == 0:
                 raise
             # Those who are busy will take what waits, one after the other.
+        else:
+            if worker.ident is None:  # a program's tests have put something in the place of start()
+                self._did_not_start(worker)
 
-    def _leave(self, worker: _Worker) -> None:
+    def _did_not_start(self, worker: _Worker) -> None:
+        self._leave(worker)
+        self._searching = False
+
+    def _leave(self, worker: _Worker, *, unless_needed: bool = False) -> bool:
+        """Let a thread go home; return False where it may not: there is work that nobody else might see."""
         with self._hiring:
+            # Whoever brings work adds it before asking, under this lock, whether another may be hired.
+            if unless_needed and self._waiting:
+                self.busy.add(worker)
+                return False
             self.size -= 1
+            self._gone = [one for one in self._gone if one.is_alive()]
+            if worker.ident is not None:
+                self._gone.append(worker)
+        self.busy.remove(worker)
         self._hired.discard(worker)
+        return True
 
     def _forget(self) -> None:
         """Begin anew in a forked child, where none of the threads exists."""
         self._hired.clear()
+        self._gone.clear()
         self._idle.clear()
         self._waiting.clear()
-        self._searching = False
+        self._searching = self._swept = False
+        self.sweeper = None
         self.size = 0
         self._hiring = threading.Lock()
         for thread in self.busy:
@@ -181,7 +256,10 @@ class _Worker(threading.Thread):
 
     def __init__(self, crew: Crew) -> None:
         super().__init__(daemon=crew.daemon)
+        self.name += crew.name
         self.crew = crew
+        self.since = 0.0  # when it came to rest
+        self.is_sent_home = False
         self.wake = threading.Lock()
         self.wake.acquire()
 
@@ -189,7 +267,7 @@ class _Worker(threading.Thread):
         crew = self.crew
         try:
             self._search()
-            while self._rest():
+            while self._rest() or not crew._leave(self, unless_needed=True):
                 self._search()
         except BaseException:
             # The job's own; it ends this thread, and what waits must not wait for it.
@@ -197,7 +275,6 @@ class _Worker(threading.Thread):
             with suppress(RuntimeError):
                 crew.start()
             raise
-        crew._leave(self)
 
     def _search(self) -> None:
         """Take jobs as long as there are any."""
@@ -225,23 +302,37 @@ class _Worker(threading.Thread):
             del function, args  # nothing of a finished request lives on in an idle thread
 
     def _rest(self) -> bool:
-        """Wait to be woken; return False when it is time to go home."""
+        """Wait to be woken; return False when it is time to go home, unless there is work after all."""
         crew = self.crew
         crew.busy.remove(self)
         if crew.retired or len(crew._idle) >= MOST_IDLE:
             return False
+        self.since, self.is_sent_home = monotonic(), False
         crew._idle.append(self)
-        if crew.retired or crew._waiting:
-            # Something came between the look and the sleep; unless it has found us already, see to it.
+        something_came = crew.retired or bool(crew._waiting)  # between the look and the sleep
+        if something_came or not self._wait():
             try:
                 crew._idle.remove(self)
-            except ValueError:
-                pass
+            except ValueError:  # somebody has found us, and is about to wake us
+                self.wake.acquire()
             else:
-                crew.busy.append(self)
-                return not crew.retired or bool(crew._waiting)
-        self.wake.acquire()
-        return not crew.retired or bool(crew._waiting)
+                crew.busy.add(self)
+                return something_came and not crew.retired
+        if crew.retired:
+            crew._searching = False  # we might be the one who is expected to search
+            return False
+        return not self.is_sent_home
+
+    def _wait(self) -> bool:
+        """Wait to be woken; return False when that was in vain."""
+        crew = self.crew
+        sweeper = crew.sweeper
+        if sweeper is None:
+            return self.wake.acquire(True, PATIENCE)
+        if not crew._swept:
+            crew._swept = True
+            sweeper()
+        return self.wake.acquire()
 
 
 _crews: weakref.WeakSet[Crew] = weakref.WeakSet()

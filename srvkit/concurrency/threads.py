@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from types import MappingProxyType
@@ -9,6 +10,10 @@ from typing import Any
 
 from srvkit.concurrency.crew import BusyThreads, Crew, NoThreads
 from srvkit.concurrency.handshakes import LateHandshakes
+from srvkit.contracts import open_names
+
+Thread = threading.Thread  # what it is without a program's tests, which may put a mock in its place
+THREAD_NAME = " (process_request_thread)"  # as the standard library's are called after their number
 
 
 class ThreadingMixIn(LateHandshakes):
@@ -18,9 +23,9 @@ class ThreadingMixIn(LateHandshakes):
     `block_on_close` (True: `server_close` waits for the requests being handled, daemons excepted).
     `_threads` lists the threads at work. The number of threads has no bound of its own.
 
-    Idle threads wait for the next request, at no cost but their memory, until `server_close` or the
-    end of the program. What a handler leaves in `threading.local` therefore outlives its request;
-    `contextvars` are fresh for each.
+    Idle threads wait two seconds for the next request, then they end; so they do at `server_close` and
+    at the end of the program. What a handler leaves in `threading.local` may therefore outlive its
+    request; `contextvars` are fresh for each.
     """
 
     handler_kinds = frozenset({"blocking", "message"})
@@ -45,6 +50,9 @@ class ThreadingMixIn(LateHandshakes):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a thread handle the request. Raises RuntimeError when none can be started."""
+        if open_names["threading"].Thread is not Thread:
+            self._process_in_their_thread(request, client_address)
+            return
         crew = self._crew
         if crew is None or crew.daemon != self.daemon_threads or crew.retired:
             crew = self._new_crew()
@@ -59,6 +67,16 @@ class ThreadingMixIn(LateHandshakes):
                 back_off(error)
             raise
 
+    def _process_in_their_thread(self, request: Any, client_address: Any) -> None:
+        """Handle the request in a thread of the class that a program has put in place of the usual one."""
+        if self.block_on_close:
+            vars(self).setdefault("_threads", BusyThreads())
+        make = open_names["threading"].Thread
+        thread = make(target=self.process_request_thread, args=(request, client_address))
+        thread.daemon = self.daemon_threads
+        self._threads.append(thread)
+        thread.start()
+
     def run_in_thread(self, function: Callable[..., object], *args: Any) -> None:
         """Run `function(*args)` in the next thread that is free."""
         crew = self._crew
@@ -72,6 +90,18 @@ class ThreadingMixIn(LateHandshakes):
             self.run_in_thread(step)
         except RuntimeError:
             step()
+
+    def loop_begins(self, loop: Any) -> None:
+        """Have the loop send idle threads home. May be extended."""
+        super().loop_begins(loop)
+        if self._crew is not None:
+            self._crew.sweeper = _sweeper(self._crew, loop)
+
+    def loop_ends(self, loop: Any) -> None:
+        """Leave that to the threads from now on. May be extended."""
+        if self._crew is not None:
+            self._crew.leave_to_themselves()
+        super().loop_ends(loop)
 
     def requests_taken(self) -> None:
         """Set threads to work on the requests of one burst."""
@@ -96,7 +126,28 @@ class ThreadingMixIn(LateHandshakes):
             self._crew.retire()
         if self.block_on_close:
             vars(self).setdefault("_threads", BusyThreads())
-        self._crew = Crew(self.daemon_threads, self._threads, self._most_threads)
+        self._crew = Crew(self.daemon_threads, self._threads, self._most_threads, THREAD_NAME)
+        loop = getattr(self, "_loop", None)  # where there is none of srvkit's, threads see to themselves
+        if loop is not None:
+            self._crew.sweeper = _sweeper(self._crew, loop)
         # A server that nobody closed is collected all the same; its idle threads must not stay behind.
         weakref.finalize(self, self._crew.retire).atexit = False
         return self._crew
+
+
+def _sweeper(crew: Crew, loop: Any) -> Callable[[], object]:
+    """Return what begins a row of sweeps in the loop's thread; it ends when nobody is idle any more."""
+    one_is_to_come = False
+
+    def begin() -> None:
+        if not one_is_to_come:
+            sweep()
+
+    def sweep() -> None:
+        nonlocal one_is_to_come
+        seconds = crew.sweep()
+        one_is_to_come = seconds is not None
+        if seconds is not None:
+            loop.call_later(seconds, sweep)
+
+    return lambda: loop.call_soon(begin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import re
 import socket
 import threading
 import weakref
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import srvkit
+from srvkit.concurrency import crew
 
 ANY = ("127.0.0.1", 0)
 PATIENCE = 30
@@ -168,6 +170,98 @@ def test_server_close_does_not_wait_where_it_should_not(
         threads[0].join(PATIENCE)
 
 
+@pytest.mark.parametrize("how", ["by serve_forever", "by handle_request", "by the standard library"])
+def test_idle_threads_go_home_after_a_while(
+    how: str, kind: Any, client: Any, eventually: Any, monkeypatch: Any
+) -> None:
+    """The server stays open; whoever comes later is served as before."""
+    assert crew.PATIENCE == 2.0
+    monkeypatch.setattr(crew, "PATIENCE", 0.1)
+    before = threading.active_count()
+    if how == "by the standard library":
+        import socketserver
+
+        mixin = kind.__mro__[1]
+        kind = type("Server", (mixin, socketserver.TCPServer), {})
+    server = kind(ANY, Who)
+    try:
+        if how == "by handle_request":
+            for _ in range(2):
+                serve_one(server, client)
+                eventually(lambda: threading.active_count() == before)
+                assert server._crew.size == 0
+            return
+        loop = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        loop.start()
+        for _ in range(2):
+            clients = [client(server.server_address) for _ in range(3)]
+            for sock in clients:
+                ask(sock)
+            for sock in clients[:2]:
+                closed(sock)
+            eventually(lambda: server._crew.size == 1)  # the others had no work for two seconds
+            assert ask(clients[2])
+            closed(clients[2])
+            eventually(lambda: threading.active_count() == before + 1)
+        server.shutdown()
+        loop.join(PATIENCE)
+    finally:
+        server.server_close()
+
+
+def serve_one(server: Any, client: Any) -> None:
+    sock = client(server.server_address)
+    server.handle_request()
+    assert ask(sock)
+    closed(sock)
+
+
+def test_threads_that_go_home_leave_no_connection_behind(
+    kind: Any, serving: Any, client: Any, monkeypatch: Any
+) -> None:
+    """With no patience at all, threads are always on their way home when the next connection comes."""
+    monkeypatch.setattr(crew, "PATIENCE", 0.0001)
+    server = serving(type("Server", (kind,), {"threads": 3})(ANY, Who))
+
+    def come_and_go() -> None:
+        for _ in range(150):
+            with socket.create_connection(server.server_address, PATIENCE) as sock:
+                answers.append(ask(sock))
+                sock.shutdown(socket.SHUT_WR)
+
+    answers: list[bytes] = []
+    visitors = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for one in visitors:
+        one.start()
+    for one in visitors:
+        one.join()
+    assert len(answers) == 600 and all(answers)
+    assert server._crew.size <= 3 or kind is srvkit.ThreadingTCPServer
+
+
+def test_after_server_close_no_thread_is_left(kind: Any, serving: Any, client: Any) -> None:
+    """Nor of those that had just been on their way home: programs compare what runs before and after."""
+    before = set(threading.enumerate())
+    server = serving(kind(ANY, Who))
+    clients = [client(server.server_address) for _ in range(8)]
+    for sock in clients:
+        ask(sock)
+    for sock in clients:
+        closed(sock)
+    server.shutdown()
+    server.server_close()
+    left = set(threading.enumerate()) - before
+    assert not [one.name for one in left if "process_request_thread" in one.name]
+
+
+def test_threads_are_called_as_the_standard_librarys(kind: Any, serving: Any, client: Any) -> None:
+    server = serving(kind(ANY, Who))
+    with client(server.server_address) as sock:
+        ask(sock)
+        (thread,) = server._threads
+        assert re.fullmatch(r"Thread-\d+ \(process_request_thread\)", thread.name)
+
+
 def test_idle_threads_end_when_the_server_is_closed(
     kind: Any, serving: Any, client: Any, eventually: Any
 ) -> None:
@@ -194,8 +288,8 @@ def test_idle_threads_end_with_a_server_that_nobody_closed(kind: Any, client: An
     closed(sock)
     server.shutdown()
     loop.join()
-    crew = server._crew
-    eventually(lambda: len(crew._idle) == 1)
+    busy = server._threads
+    eventually(lambda: not list(busy))
     listening.close()
     gone = weakref.ref(server)
     del server, loop
@@ -209,17 +303,16 @@ def test_idle_threads_do_not_keep_a_program_from_ending(kind: str, run_code: Any
     """Whether or not somebody closes the server, and although the threads are no daemons."""
     program = run_code(
         "import socket, threading, srvkit\n"
+        "from srvkit.concurrency import crew\n"
+        "crew.PATIENCE = 3600\n"
         "class Echo(srvkit.StreamRequestHandler):\n"
         "    def handle(self):\n"
         "        self.wfile.write(self.rfile.readline())\n"
         f"server = srvkit.{kind}(('127.0.0.1', 0), Echo)\n"
-        "loop = threading.Thread(target=server.serve_forever)\n"
-        "loop.start()\n"
         "with socket.create_connection(server.server_address) as sock:\n"
         "    sock.sendall(b'x\\n')\n"
+        "    server.handle_request()\n"
         "    assert sock.recv(10) == b'x\\n' and sock.recv(1) == b''\n"
-        "server.shutdown()\n"
-        "loop.join()\n"
         "print('threads:', [thread.daemon for thread in threading.enumerate()])\n"
     )
     assert program.ended() == 0
