@@ -7,11 +7,13 @@ imported at the top of this file.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import faulthandler
 import http.client
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -645,6 +647,84 @@ def steps(library: str, server_name: str, case: str) -> None:
         lines = trace.read().decode().splitlines()
     by_place = {place: [line for line in lines if line.startswith(place)] for place in ("main", "elsewhere")}
     print(json.dumps(by_place))
+
+
+ENDINGS = [
+    "return",
+    "ZeroDivisionError",
+    "SystemExit",
+    "KeyboardInterrupt",
+    "ConnectionResetError",
+    "asks for the listening socket's name",
+    "closes the server",
+    "closes the request",
+    "detaches the request",
+    "closes standard output",
+    "breaks standard output",
+    "breaks shutdown_request",
+    "breaks handle_error",
+    "_exit",
+    "kill",
+]
+
+
+def exit_statuses(library: str, server_name: str) -> None:
+    """Print, for each way in which a handler ends, what the parent is told of its child's end."""
+    module = __import__(library)
+    datagrams = "UDP" in server_name
+    ended: list[int] = []
+    waitpid = os.waitpid
+
+    def noted(pid: int, options: int) -> tuple[int, int]:
+        found, status = waitpid(pid, options)
+        if found:
+            ended.append(status)
+        return found, status
+
+    os.waitpid = noted
+
+    class Broken:
+        def flush(self) -> None:
+            raise LookupError
+
+    class Handler(module.BaseRequestHandler):  # type: ignore[misc]
+        def handle(self) -> None:
+            ending = (self.request[0] if datagrams else self.request.recv(100)).decode()
+            if ending.endswith(("Error", "Exit", "Interrupt")):
+                raise getattr(builtins, ending)
+            if ending == "asks for the listening socket's name":
+                assert self.server.socket.getsockname() == self.server.server_address
+            elif ending == "closes the server":
+                self.server.server_close()
+            elif ending.endswith("the request") and not datagrams:
+                self.request.close() if ending.startswith("closes") else self.request.detach()
+            elif ending == "closes standard output":
+                sys.stdout.close()
+            elif ending == "breaks standard output":
+                sys.stdout = Broken()  # type: ignore[assignment]
+            elif ending == "_exit":
+                os._exit(7)
+            elif ending == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif ending == "breaks shutdown_request":
+                self.server.shutdown_request = None
+            elif ending == "breaks handle_error":
+                self.server.handle_error = None
+                raise ValueError
+
+    server = getattr(module, server_name)(LOOPBACK, Handler)
+    server.handle_error = lambda *request: None
+    found = {}
+    for ending in ENDINGS:
+        with socket.socket(server.address_family, server.socket_type) as client:
+            client.connect(server.server_address)
+            client.sendall(ending.encode())
+            server.handle_request()
+            server.collect_children(blocking=True)
+        (found[ending],) = ended
+        ended.clear()
+    server.server_close()
+    print(json.dumps(found))
 
 
 def main() -> None:

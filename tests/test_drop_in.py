@@ -119,6 +119,17 @@ def test_the_steps_are_those_of_the_standard_library(server: str, case: str, tmp
     assert ours == original
 
 
+@pytest.mark.parametrize("server", ["ForkingTCPServer", "ForkingUDPServer"])
+def test_a_forked_child_ends_as_the_standard_librarys(server: str, tmp_path: Path) -> None:
+    """With the same exit status, however its handler ended: programs count failures by it."""
+    original, ours = (
+        json.loads(run_program("exit_statuses", "", library, server, folder=tmp_path))
+        for library in ("socketserver", "srvkit")
+    )
+    assert len(set(original.values())) == 4
+    assert ours == original
+
+
 def test_a_timeout_of_zero_takes_the_request_that_waits_and_else_returns_at_once() -> None:
     """`server.timeout = 0; server.handle_request()`, called by a loop of the program's own."""
     handled, waited_in_vain = [], []

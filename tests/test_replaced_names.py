@@ -83,8 +83,14 @@ def test_a_mocked_connection_is_accepted_handled_and_closed() -> None:
     connection.close.assert_called_once_with()
 
 
-@pytest.mark.parametrize("handler", [Echo, "message"])
-@pytest.mark.parametrize("kind", [srvkit.ThreadingTCPServer, srvkit.ThreadPoolTCPServer])
+@pytest.mark.parametrize(
+    ("kind", "handler"),
+    [
+        (srvkit.ThreadingTCPServer, Echo),
+        (srvkit.ThreadingTCPServer, "message"),
+        (srvkit.ThreadPoolTCPServer, Echo),
+    ],
+)
 def test_a_running_server_serves_on_while_the_class_is_replaced(
     kind: Any, handler: Any, serving: Any, client: Any
 ) -> None:

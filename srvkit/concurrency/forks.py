@@ -17,6 +17,7 @@ from typing import Any
 from srvkit.concurrency.handshakes import LateHandshakes
 from srvkit.contracts import ChildSignals, event_driven, setting
 from srvkit.fork import fork
+from srvkit.net.left import LeftSocket
 
 FULL = "max_children"
 # To a child. Does nothing by default: one that comes too early is followed by a SIGTERM soon after.
@@ -69,6 +70,7 @@ class ForkingMixIn(LateHandshakes):
             pid = fork()
             if pid == 0:
                 self._be_the_child(request, client_address)
+                return  # only where a program's tests have put something in the place of os._exit()
         except OSError as error:
             back_off = getattr(self, "back_off_accepting", None)  # not on servers of the standard library
             if back_off is not None:
@@ -129,7 +131,7 @@ class ForkingMixIn(LateHandshakes):
     def service_actions(self) -> None:
         """Reap children; srvkit's own loop does so as they end. May be extended."""
         super().service_actions()
-        if not hasattr(self, "_loop"):
+        if getattr(self, "_loop", None) is None:  # a loop that is not srvkit's own
             self.collect_children()
 
     def server_close(self) -> None:
@@ -237,8 +239,10 @@ class ForkingMixIn(LateHandshakes):
             try:
                 self.shutdown_request(request)
             finally:
-                _flush_standard_files()
-                os._exit(status)
+                try:
+                    _flush_standard_files()
+                finally:
+                    os._exit(status)
 
     def _close_what_is_not_the_childs(self, request: Any) -> None:
         loop = getattr(self, "_loop", None)
@@ -246,14 +250,15 @@ class ForkingMixIn(LateHandshakes):
             loop.close()
             self._loop: Any = None
         for pidfd in (self._pidfds or {}).values():
-            os.close(pidfd)
+            with suppress(OSError):  # closed by a program that closes all it does not know
+                os.close(pidfd)
         self._pidfds = {}
         self.active_children = set()
         leave = getattr(self, "leave_to_parent", None)
         if leave is not None:
             leave(request)
         elif getattr(self, "socket_type", None) == socket.SOCK_STREAM:
-            self.socket.close()
+            self.socket: Any = LeftSocket(self.socket)
 
     def _drain_handlers(self, request: Any) -> dict[int, Callable[[int, Any], object]]:
         def drain(number: int, _: Any) -> None:
@@ -289,5 +294,5 @@ def _wait_for_any(pids: set[int]) -> None:
 
 def _flush_standard_files() -> None:
     for file in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # None, a full disk, closed
+        with suppress(Exception):  # None, a full disk, closed, or whatever a program has put there
             file.flush()

@@ -27,6 +27,7 @@ from srvkit.contracts import ChildSignals, event_driven
 from srvkit.errors import EscapedError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
+from srvkit.net.left import LeftSocket
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
 from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
 from srvkit.server.guard import LimitSettings, Seats
@@ -464,7 +465,7 @@ class BaseServer:
         for listener in self._listeners:
             listener.leave(keep_socket=answers_through_it)
         if not self._listeners and not answers_through_it:
-            self.socket.close()
+            self.socket = LeftSocket(self.socket)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the error that is being handled. May be overridden; the server goes on afterwards."""
