@@ -143,6 +143,10 @@ class Crew:
                 self._waiting.remove(job)
                 raise
 
+    def has_this_thread(self) -> bool:
+        """Tell whether it is one of its threads that asks."""
+        return threading.current_thread() in self._hired
+
     def retire(self) -> None:
         """Send idle threads home now, and busy ones when nothing waits any more."""
         self.retired = True

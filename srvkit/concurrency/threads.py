@@ -84,6 +84,10 @@ class ThreadingMixIn(LateHandshakes):
             crew = self._new_crew()
         crew.run(function, *args)
 
+    def runs_here(self) -> bool:
+        """Tell whether the caller is a handler of this server."""
+        return super().runs_here() or (self._crew is not None and self._crew.has_this_thread())
+
     def run_step(self, step: Callable[[], object]) -> None:
         """Take the step in a thread, or here where none can be had."""
         try:

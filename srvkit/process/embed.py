@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -50,6 +51,7 @@ class EmbeddedServer:
         self._process: ServerProcess | None = None
         self._error: BaseException | None = None
         self._ready = threading.Event()
+        self._pid = os.getpid()
         if plan.server_class.fork_beside_threads:
             self.server = plan.build(listeners)
             self._thread = threading.Thread(target=self._serve, name=f"server {plan.name}", daemon=True)
@@ -82,12 +84,20 @@ class EmbeddedServer:
     def stop(self, drain_timeout: float = 1.0) -> bool:
         """Take no more connections, give those at hand `drain_timeout` seconds, then cut them.
 
-        Returns whether all had finished. Calling it again does nothing.
+        Returns whether all had finished. Calling it again does nothing. A handler that calls it goes on at
+        once, with False: its own request has not finished, and gets its reply.
         """
+        if os.getpid() != self._pid:
+            self._stop_from_child()
+            return False
         if self._process is not None:
             return self._stop_process(drain_timeout)
         if self.server is None or not self._thread.is_alive():
             return True
+        if self.server.runs_here():
+            # Not by a timer of the loop, which this handler may have to itself.
+            threading.Thread(target=self.stop, args=(drain_timeout,), daemon=True).start()
+            return False
         self.server.begin_drain()
         self._thread.join(drain_timeout)
         cut = self.server.cut_off() if self._thread.is_alive() else 0
@@ -123,6 +133,13 @@ class EmbeddedServer:
             process.reap()
             raise StartError(f"{self._plan.name}: {reason}")
         self._process = process
+
+    def _stop_from_child(self) -> None:
+        """Have the process of a forking server drain, from one that it has forked."""
+        if self._process is not None:
+            self._process.begin_drain()
+        elif self.server is None:  # not known yet when that process began
+            os.kill(os.getppid(), signal.SIGTERM)
 
     def _stop_process(self, drain_timeout: float) -> bool:
         assert self._process is not None

@@ -266,6 +266,10 @@ class BaseServer:
         else:
             loop.call_soon(self._take_the_rest)
 
+    def runs_here(self) -> bool:
+        """Tell whether the caller is a handler of this server: its loop's thread, or one of its own."""
+        return self._loop_thread == get_ident()
+
     def when_closed(self, callback: Callable[[], None]) -> None:
         """Call back, in the loop's thread, when nothing more comes by the addresses that others share.
 

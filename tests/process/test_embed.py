@@ -542,3 +542,78 @@ def test_the_address_of_a_socket_far_down_is_the_short_way_there(tmp_path, monke
         assert server.address == "a.sock"
         assert ask(server.address) == b"hello\n"
     assert not list(folder.iterdir())
+
+
+# ---- stopped by a handler
+
+
+def _stop_and_answer(line: bytes) -> bytes:
+    return b"%s: %s" % (line, str(Stopped.embedded.stop(drain_timeout=0.2)).encode())
+
+
+class Stopped(Echo):
+    embedded: srvkit.EmbeddedServer
+
+    def handle_message(self, message):
+        return _stop_and_answer(message)
+
+
+class BlockingStopped(srvkit.StreamRequestHandler):
+    def handle(self):
+        while line := self.rfile.readline():
+            self.wfile.write(_stop_and_answer(line.strip()) + b"\n")
+
+
+class AsyncStopped(srvkit.AsyncHandler):
+    async def handle(self):
+        while line := await self.reader.readline():
+            self.writer.write(_stop_and_answer(line.strip()) + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("handler", "model"),
+    [
+        *((Stopped, model) for model in ("serial", "threading", "pool", "event", "asyncio", "gevent")),
+        *((BlockingStopped, model) for model in ("serial", "threading", "pool", "gevent")),
+        (AsyncStopped, "asyncio"),
+    ],
+)
+def test_a_handler_that_stops_its_server_goes_on_and_its_reply_leaves(handler, model, client, available):
+    available(model)
+    # uvloop keeps two descriptors for the process, from its first loop on.
+    concurrency = {"name": model, "loop": "asyncio"} if model == "asyncio" else model
+    server = Stopped.embedded = srvkit.serve(handler, TCP, concurrency=concurrency)
+    with client(server.address) as sock, sock.makefile("rwb", buffering=0) as file:
+        file.write(b"one\n")
+        assert file.readline() == b"one: False\n"
+        assert file.read() == b""
+    assert server.stop() is True
+    with pytest.raises(ConnectionRefusedError):
+        client(server.address)
+
+
+@pytest.mark.parametrize("model", ["threading", "pool", "gevent"])
+def test_others_have_their_time_and_are_then_cut(model, client, available, eventually):
+    available(model)
+    server = Stopped.embedded = srvkit.serve(BlockingStopped, TCP, concurrency=model)
+    with client(server.address) as silent, client(server.address) as sock:
+        silent.sendall(b"half a line")
+        sock.sendall(b"one\n")
+        with sock.makefile("rb") as file:
+            assert file.readline() == b"one: False\n"
+        assert silent.recv(100) == b""
+    eventually(lambda: not server._thread.is_alive())
+
+
+def test_a_process_that_a_handler_has_forked_stops_nobody(client):
+    class Forks(Echo):
+        def handle_message(self, message):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(10 + server.stop())
+            return b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    with srvkit.serve(Forks, TCP, concurrency="event") as server, client(server.address) as sock:
+        for _ in range(2):
+            sock.sendall(b"one\n")
+            assert sock.recv(100) == b"10\n"
