@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -76,7 +77,9 @@ def _open_standard_files() -> None:
     for fd in range(3):
         try:
             os.fstat(fd)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                continue
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

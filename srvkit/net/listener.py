@@ -73,7 +73,8 @@ class Listener:
     """A bound socket with the address it came from; `close()` releases both socket and file.
 
     `path` is where its file was made: what the address led to then, whatever links it is written with and
-    wherever they lead by now. `file` is the file itself.
+    wherever they lead by now. `file` is the file itself. `number` is what the system calls the socket: the
+    same in every process, and no other has it.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Listener:
         self.address = address
         self._claim = claim
         self.socket = sock
+        self.number = os.fstat(sock.fileno()).st_ino
         self.settings = settings or SocketSettings()
         self.path = path
         self.file = file or (identity(path) if path else None)
@@ -110,11 +112,6 @@ class Listener:
 
     def fileno(self) -> int:
         return self.socket.fileno()
-
-    @property
-    def number(self) -> int:
-        """What the system calls the socket: the same in every process, and no other has it."""
-        return os.fstat(self.fileno()).st_ino
 
     def bound_to(self) -> Address | None:
         """Return where it is bound, with the port that the kernel has chosen; None unless of the internet."""
@@ -188,13 +185,20 @@ class Listener:
             self._claim.close()
 
     def close(self) -> None:
-        """Close the socket and remove its file, unless somebody has put another one in its place."""
+        """Close the socket and remove its file, unless somebody has put another one in its place.
+
+        Never raises: what cannot be removed is logged.
+        """
         self.leave()
         if self.file is not None:
             found = identity(self.path)
             if found == self.file:
-                with suppress(FileNotFoundError):
+                try:
                     os.unlink(self.path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    log.warning("%s: its file cannot be removed: %s", self.address, error.strerror)
             elif found is not None:
                 log.warning("%s: the file is not ours any more, left alone", self.address)
         self.file = None

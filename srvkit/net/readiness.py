@@ -20,6 +20,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
+from srvkit.net.closing import close
+
 READ = 1  # the values of EPOLLIN and EPOLLOUT
 WRITE = 4
 # As they are before anything is imported that may patch the standard library.
@@ -235,9 +237,7 @@ class Readiness:
                 return
             self._closed = True
             self._poll.close()
-            os.close(self._wake_read)
-            if self._wake_write != self._wake_read:
-                os.close(self._wake_write)
+            close(*{self._wake_read, self._wake_write})
         self._callbacks[:] = [None] * len(self._callbacks)  # a list that is being gone through stays as long
         self._timers.clear()
 

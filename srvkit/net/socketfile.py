@@ -16,6 +16,7 @@ from typing import NamedTuple
 from srvkit.errors import ListenError
 from srvkit.net import unixpath
 from srvkit.net.address import Address
+from srvkit.net.closing import close
 
 try:
     import fcntl
@@ -114,7 +115,7 @@ def _directory_locked(address: Address, path: str) -> Iterator[int]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _remove_if_stale(sock: socket.socket, address: Address, path: str) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from srvkit.net.closing import close
+
 # sockaddr_un.sun_path is 108 bytes on Linux, 104 on macOS and the BSDs, with the closing NUL.
 MAX_PATH = 107 if hasattr(socket, "SO_PEERCRED") else 103
 _FOLDERS = "/proc/self/fd"
@@ -55,7 +57,7 @@ def short_name(path: str | Path) -> Iterator[str]:
     try:
         yield f"{_FOLDERS}/{folder}/{os.path.basename(text)}"
     finally:
-        os.close(folder)
+        close(folder)
 
 
 def bind(sock: socket.socket, path: str | Path) -> None:

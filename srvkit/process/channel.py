@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from srvkit.net.closing import close
 from srvkit.net.readiness import READ, WRITE, Readiness
 
 Message = dict[str, Any]
@@ -100,13 +101,13 @@ class Channel:
             self._loop = None
         self._socket.close()
         descriptors, self._descriptors = self._descriptors, []
-        _close_all(descriptors)
+        close(*descriptors)
         self._drop_outgoing()
 
     def _drop_outgoing(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         for _, descriptors in outgoing:
-            _close_all(descriptors)
+            close(*descriptors)
 
     # ---- in the loop
 
@@ -134,7 +135,7 @@ class Channel:
             if sent is None:
                 self._drop_outgoing()
             elif sent:
-                _close_all(descriptors)
+                close(*descriptors)
                 self._outgoing[:1] = [(line[sent:], ())] if sent < len(line) else []
             else:
                 break
@@ -188,15 +189,9 @@ def _duplicates(descriptors: Sequence[int]) -> list[int]:
         for fd in descriptors:
             made.append(os.dup(fd))
     except BaseException:
-        _close_all(made)
+        close(*made)
         raise
     return made
-
-
-def _close_all(descriptors: Sequence[int]) -> None:
-    for fd in descriptors:
-        with suppress(OSError):  # gone it is anyway
-            os.close(fd)
 
 
 def open_channel() -> tuple[Channel, Channel]:

@@ -20,6 +20,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from srvkit.net.closing import close
+
 log = logging.getLogger("srvkit.process")
 
 STANDARD_ERROR = 2
@@ -59,6 +61,11 @@ class LogFile:
             return cls(_own_description(STANDARD_ERROR))
         path = path.absolute()
         return cls(_open(path), path)
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is; None for standard error."""
+        return self._path
 
     def fileno(self) -> int:
         """Return the descriptor; it keeps its number until `close`."""
@@ -115,20 +122,20 @@ class LogFile:
         try:
             os.dup2(fd, self._fd, inheritable=False)  # at once: a line goes whole to one or the other
         finally:
-            os.close(fd)
+            close(fd)
         self._torn = False
         self._send = self._sender()
 
     def become(self, other: LogFile) -> None:
         """Go on with what `other` has opened, which is used up."""
-        self._path = other._path
         self.replace(other._release())
+        self._path = other._path
 
     def close(self) -> None:
         """Close the descriptor; what is written from now on is lost."""
         fd = self._release()
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
     def _release(self) -> int:
         fd, self._fd, self._send = self._fd, -1, _nowhere
@@ -140,7 +147,9 @@ class LogFile:
 
     def _sender(self) -> Callable[[bytes], int]:
         """Choose how to write to the descriptor without waiting."""
-        mode = os.fstat(self._fd).st_mode
+        mode = 0  # of what is to be treated with all caution
+        with suppress(OSError):
+            mode = os.fstat(self._fd).st_mode
         if self._socket is not None:
             self._socket.detach()
             self._socket = None
@@ -243,4 +252,4 @@ def _above_standard_files(fd: int) -> int:
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
     finally:
-        os.close(fd)
+        close(fd)

@@ -21,6 +21,7 @@ from srvkit.config.model import SrvkitSettings
 from srvkit.config.naming import absolute, without_dots
 from srvkit.errors import SrvkitError
 from srvkit.net.address import MAX_UNIX_PATH
+from srvkit.net.closing import close
 from srvkit.net.socketfile import identity
 
 try:
@@ -151,7 +152,7 @@ class _PidInFile:
     def leave(self) -> None:
         """Close the descriptor alone, in a forked process: the lock stays with who took it."""
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
     def remove(self) -> None:
@@ -176,9 +177,9 @@ class _PidInFile:
                     os.pwrite(fd, b"%d\n" % os.getpid(), 0)
                     return cls(path, fd)
             except BaseException:
-                os.close(fd)
+                close(fd)
                 raise
-            os.close(fd)  # its owner removed it between our two calls
+            close(fd)  # its owner removed it between our two calls
         raise OSError(errno.EBUSY, "it does not stay in its place", str(path))
 
 

@@ -7,10 +7,10 @@ counters survive the worker, and so that an executed successor of the supervisor
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 from time import monotonic
 
+from srvkit.net.closing import close
 from srvkit.net.connection import CLOSED, OUTCOMES
 from srvkit.process.unnamed import unnamed_file
 
@@ -75,7 +75,7 @@ class Board:
             self._memory = mmap.mmap(self._fd, _SIZE)
         except BaseException:
             if fd is None:
-                os.close(self._fd)
+                close(self._fd)
             raise
         self._cells = memoryview(self._memory).cast("q")
         self._writing = threading.Lock()
@@ -87,7 +87,7 @@ class Board:
         """Unmap and close; the counts can no longer be read."""
         self._cells.release()
         self._memory.close()
-        os.close(self._fd)
+        close(self._fd)
 
     # ---- the worker's side
 

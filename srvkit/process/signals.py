@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from srvkit.fork import fork
+from srvkit.net.closing import close
 
 PLAIN: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}  # what Python itself does at its start
 # What is said to a whole group of processes, or to all of one name, is meant for the first of them.
@@ -129,13 +130,11 @@ class Signals:
             signal.signal(number, signal.SIG_DFL if before is None else before)
         signal.set_wakeup_fd(self._wakeup_before)
         _forks.end()
-        os.close(self._read)
-        os.close(self._write)
+        close(self._read, self._write)
 
     def _forked(self) -> None:
         signal.set_wakeup_fd(-1)  # what is written there would be a signal to the parent
-        os.close(self._read)
-        os.close(self._write)
+        close(self._read, self._write)
 
     def fileno(self) -> int:
         return self._read

@@ -6,6 +6,8 @@ import errno
 import os
 import tempfile
 
+from srvkit.net.closing import close
+
 SHARED_MEMORY = "/dev/shm"  # a file there is memory, too
 
 # What a filter of system calls answers, or a kernel that does not have the call.
@@ -24,7 +26,7 @@ def unnamed_file(purpose: str, size: int = 0) -> int:
             if size:
                 _make_room(fd, size)
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
     except OSError as error:
         raise OSError(error.errno, f"no shared memory: {error.strerror}") from error

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Literal
 
 from srvkit.config.model import Config, Problems
+from srvkit.net.closing import close
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import Readiness, Timer
 from srvkit.process import logs
@@ -93,8 +94,7 @@ class WorkerProcess:
         """Release what belongs to it here."""
         self.channel.close()
         self.board.close()
-        os.close(self.lifeline)
-        os.close(self.stacks)
+        close(self.lifeline, self.stacks)
 
     def written_stacks(self) -> str:
         """Return what its interpreter wrote when it was aborted or crashed."""
@@ -280,12 +280,12 @@ class Workers:
             kept.callback(ours.close)
             handed.callback(theirs.close)
             lifeline, other_end = os.pipe()
-            kept.callback(os.close, other_end)
-            handed.callback(os.close, lifeline)
+            kept.callback(close, other_end)
+            handed.callback(close, lifeline)
             board = Board()
             kept.callback(board.close)
             stacks = unnamed_file("stacks")
-            kept.callback(os.close, stacks)
+            kept.callback(close, stacks)
             worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
             worker.pid = around.children.fork(
                 partial(self._be_a_worker, worker, theirs, lifeline),
@@ -308,7 +308,7 @@ class Workers:
         files = self._kept.read() if self._kept is not None else {}
         around.leave(self.listeners)
         worker.channel.leave()
-        os.close(worker.lifeline)
+        close(worker.lifeline)
         logs.set_up(config.logging, around.log_file, server=self.name)
         return serve(
             Post(
