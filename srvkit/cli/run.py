@@ -107,7 +107,7 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:
-    from srvkit.process import systemd
+    from srvkit.process import systemd, takeover
     from srvkit.process.signals import hold_back
 
     if args.single:
@@ -115,7 +115,8 @@ def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:
     from srvkit.process.supervisor import HANDLED, Supervisor
 
     hold_back(*HANDLED)  # a signal that comes too early is answered once there is somebody to do so
-    return Supervisor(read, systemd.begin(), check, watch=args.reload).run()
+    with takeover.begun(HANDLED) as handed_over:
+        return Supervisor(read, systemd.begin(), check, takeover=handed_over, watch=args.reload).run()
 
 
 def _run_single(config: Config, problems: Problems) -> int:

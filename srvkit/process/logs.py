@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -52,6 +53,13 @@ def open_log(config: Config | None) -> LogFile:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LogError(f"cannot open the log{f' {name}' if name else ''}: {reason}") from error
+
+
+def open_again(path: str | None) -> LogFile:
+    """Open the log that a predecessor of this program had, or standard error. Raises LogError."""
+    with suppress(OSError):
+        return LogFile.open(Path(path) if path is not None else None)
+    return open_log(None)
 
 
 def set_up(settings: LoggingSettings, log_file: LogFile, *, server: str = "") -> None:

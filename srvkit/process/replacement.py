@@ -13,13 +13,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from srvkit.net.address import parse
+from srvkit.net.closing import close
 from srvkit.net.listener import Listener
 from srvkit.net.readiness import Timer
 from srvkit.process import origin
@@ -30,15 +30,15 @@ from srvkit.process.places import Lock, PidFile
 from srvkit.process.reload import Generation
 from srvkit.process.scoreboard import Board, Counts
 from srvkit.process.signals import hold_back
+from srvkit.process.takeover import VARIABLE, Table
 from srvkit.process.unnamed import contents, unnamed_file
 from srvkit.process.workers import Surroundings, WorkerProcess, Workers
 
 log = logging.getLogger("srvkit.process")
 
-VARIABLE = "SRVKIT_REPLACES"
 MOST_OUTPUT = 65536  # bytes
 
-Table = dict[str, Any]
+SocketOf = Callable[[int], socket.socket]  # makes the socket of a descriptor that was handed over
 
 
 class NotReplaced(Exception):
@@ -66,8 +66,10 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
     def ended(status: int) -> None:
         if timer is not None:
             timer.cancel()
-        lines = contents(output, MOST_OUTPUT).splitlines() if status else ()
-        os.close(output)
+        lines: list[str] = []
+        with suppress(OSError):
+            lines = contents(output, MOST_OUTPUT).splitlines() if status else []
+        close(output)
         for line in lines:
             log.error("%s", line)
         if status:
@@ -77,7 +79,7 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
     try:
         pid = around.children.fork(main, ended)
     except BaseException:
-        os.close(output)
+        close(output)
         raise
     try:
         timer = around.loop.call_later(timeout, lambda: around.children.signal(pid, signal.SIGKILL))
@@ -107,7 +109,7 @@ def execute(table: Table, descriptors: list[int], environ: dict[str, str], signa
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         if memory >= 0:
-            os.close(memory)
+            close(memory)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -126,22 +128,6 @@ def _inheritable(descriptors: list[int]) -> Iterator[None]:
             os.set_inheritable(fd, False)
 
 
-def receive(environ: MutableMapping[str, str] = os.environ) -> Table | None:
-    """Return the table of the program whose place this one has taken; None where there is none.
-
-    Its descriptors are not inherited any further.
-    """
-    text = environ.pop(VARIABLE, "")
-    if not text.isdecimal():
-        return None
-    fd = int(text)
-    os.set_inheritable(fd, False)
-    table: Table = json.loads(contents(fd, os.fstat(fd).st_size))
-    os.close(fd)
-    origin.refuse_unless_known(table["format"])
-    return table
-
-
 @dataclass
 class Held:
     """What a supervisor holds on to, and hands over."""
@@ -149,6 +135,7 @@ class Held:
     began: float
     generation: Generation
     old: list[Workers]
+    log: Path | None
     lock: Lock | None
     pid_file: PidFile | None
     control: ControlSocket | None
@@ -167,6 +154,7 @@ def table_of(held: Held) -> tuple[Table, list[int]]:
         ],
         "workers": [workers_entry(one, fds) for one in held.generation.workers.values()],
         "old": [workers_entry(one, fds) for one in held.old],
+        "log": str(held.log) if held.log is not None else None,
         "lock": path_entry(held.lock, held.lock.fileno(), fds) if held.lock else None,
         "pid_file": path_entry(held.pid_file, held.pid_file.fileno(), fds) if held.pid_file else None,
         "control": path_entry(control, control.descriptors()[0], fds) if control else None,
@@ -190,17 +178,12 @@ def listener_entry(listener: Listener, descriptors: list[int]) -> Table:
     }
 
 
-def listener_of(entry: Table) -> Listener:
+def listener_of(entry: Table, socket_of: SocketOf) -> Listener:
     """Make the listener of an entry."""
-    claim = _socket(entry["claim"]) if entry["claim"] is not None else None
+    claim = socket_of(entry["claim"]) if entry["claim"] is not None else None
     path, file = entry.get("path", ""), entry.get("file")
     address = parse(entry["address"])
-    return Listener(address, _socket(entry["fd"]), None, claim, path, tuple(file) if file else None)
-
-
-def _socket(fd: int) -> socket.socket:
-    os.set_inheritable(fd, False)
-    return socket.socket(fileno=fd)
+    return Listener(address, socket_of(entry["fd"]), None, claim, path, tuple(file) if file else None)
 
 
 # ---- workers
@@ -224,7 +207,7 @@ def workers_entry(workers: Workers, descriptors: list[int]) -> Table:
     }
 
 
-def adopt_workers(entry: Table, workers: Workers) -> None:
+def adopt_workers(entry: Table, workers: Workers, socket_of: SocketOf) -> None:
     """Fill `workers` with those of an entry."""
     workers.wanted = entry.get("wanted", len(entry["workers"]))
     workers.before = Counts(entry["before"])
@@ -235,7 +218,7 @@ def adopt_workers(entry: Table, workers: Workers) -> None:
             os.set_inheritable(fd, False)
         worker = WorkerProcess(
             one["pid"],
-            Channel(socket.socket(fileno=channel)),
+            Channel(socket_of(channel)),
             lifeline,
             Board(board),
             stacks,

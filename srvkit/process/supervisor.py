@@ -37,6 +37,7 @@ from srvkit.process.report import Questions, report_of
 from srvkit.process.signals import Signals
 from srvkit.process.supervised import BEATS
 from srvkit.process.systemd import Notifier
+from srvkit.process.takeover import Takeover
 from srvkit.process.watching import Watch
 from srvkit.process.worker import CLEAN, FORCED, where
 from srvkit.process.workers import CUT_TIME, Surroundings, Workers
@@ -75,12 +76,20 @@ class Supervisor:
     """Serves what `read` returns, and what it returns later, when a reload is asked for."""
 
     def __init__(
-        self, read: Read, notifier: Notifier, check: Sequence[str] = ("--version",), *, watch: bool = False
+        self,
+        read: Read,
+        notifier: Notifier,
+        check: Sequence[str] = ("--version",),
+        *,
+        takeover: Takeover,
+        watch: bool = False,
     ) -> None:
         """Make it; `check` are the words of a command that says whether a new installation would start.
 
-        With `watch`, a change of a file that the servers are made of is a reload, too.
+        `takeover` has what a supervisor has handed over whose place this one takes. With `watch`, a change
+        of a file that the servers are made of is a reload, too.
         """
+        self._takeover = takeover
         self._check = list(check)
         self._checking = False  # whether that command runs
         self._replace_next = False  # whether the new installation waits for a reload to be over
@@ -117,7 +126,7 @@ class Supervisor:
 
         Raises ConfigError and the like where the first configuration cannot be put in force.
         """
-        table = replacement.receive()
+        table = self._takeover.table()
         refused: list[str] = []
         try:
             config, problems = self._read()
@@ -129,7 +138,7 @@ class Supervisor:
             # It was well a moment ago, and those who serve by it still do.
             config, problems = Config(SrvkitSettings(), {}), Problems(Source())
             refused = _lines_of(error)
-            self._log_file = logs.open_log(None)
+            self._log_file = logs.open_again(table["log"])
         logs.set_up(config.logging, self._log_file)
         self._around = Surroundings(
             self._loop,
@@ -151,6 +160,7 @@ class Supervisor:
                     self._claim(config)
                 else:
                     self._take_over(table, config)
+                    self._takeover.done()
                 if refused:
                     self._reload_failed(refused)
                 else:
@@ -158,7 +168,8 @@ class Supervisor:
                 while not self._is_over():
                     loop.wait()
             finally:
-                self._put_away()
+                if not self._takeover.is_under_way:  # else there is another try
+                    self._put_away()
         if self._not_started is not None:
             raise self._not_started
         for workers in self._all_workers():
@@ -193,6 +204,7 @@ class Supervisor:
     def _leave(self, keep: Sequence[Listener]) -> None:
         """Close, in a child, what belongs to the supervisor and to other workers."""
         self._loop.close()  # first: what is closed next must not be taken out of the parent's epoll
+        self._forget_log()  # the one it gets comes by its channel
         kept = {id(listener) for listener in keep}
         for workers in self._all_workers():
             workers.leave()
@@ -300,7 +312,13 @@ class Supervisor:
         log.info("the new installation takes over")
         self._notifier.reloading()
         held = replacement.Held(
-            self._began, self._generation, self._old, self._lock, self._pid_file, self._control
+            self._began,
+            self._generation,
+            self._old,
+            self._log_file.path,
+            self._lock,
+            self._pid_file,
+            self._control,
         )
         try:
             table, descriptors = replacement.table_of(held)
@@ -322,7 +340,10 @@ class Supervisor:
         if table["control"] is not None:
             path, fd = replacement.path_and_descriptor(table["control"])
             self._control = ControlSocket(path, self._loop, self._answer, fd=fd)
-        entries = [(*key, replacement.listener_of(entry)) for *key, entry in table["listeners"]]
+        entries = [
+            (*key, replacement.listener_of(entry, self._takeover.socket))
+            for *key, entry in table["listeners"]
+        ]
         sockets = ListeningSockets.inherited(entries)
         workers = {entry["name"]: self._adopted(entry, sockets, config) for entry in table["workers"]}
         self._old += [self._adopted(entry, sockets, config) for entry in table["old"]]
@@ -333,7 +354,7 @@ class Supervisor:
     def _adopted(self, entry: Message, sockets: ListeningSockets, config: Config) -> Workers:
         name = entry["name"]
         made = Workers(name, config, Problems(Source()), sockets.of.get(name, []), 1, self._around)
-        replacement.adopt_workers(entry, made)
+        replacement.adopt_workers(entry, made, self._takeover.socket)
         return made
 
     def _add_workers(self, change: int) -> None:
@@ -453,14 +474,13 @@ class Supervisor:
         before, self._generation = self._generation, made
         for workers in made.workers.values():
             workers.keep_up()
-        removed = made.sockets.take_over()
         self._announcement = partial(self._announce, made, began, before is not None)
         steps: list[Callable[[], object]] = []
         if before is not None:
             self._old += before.workers.values()
-            steps.append(partial(self._retire, before, [listener.number for listener in made.sockets]))
+            steps.append(partial(self._retire, before, made))
             steps.append(partial(self._change_log, made.config))
-        steps += [listener.close for listener in removed]
+        steps.append(partial(self._let_go, made))
         if self._watch is not None:
             steps.append(partial(self._watch_over, self._watch, made))
         steps.append(partial(self._tell_addresses, made, before is None))
@@ -470,9 +490,14 @@ class Supervisor:
         for step in steps:  # it is in force: what fails of the rest is no reason not to do all the others
             attempt("putting a configuration in force", step)
 
-    def _retire(self, before: Generation, shared: list[int]) -> None:
+    def _retire(self, before: Generation, made: Generation) -> None:
+        shared = [listener.number for listener in made.sockets]
         for workers in before.workers.values():
             workers.retire(before.config.srvkit.drain_timeout, shared)
+
+    def _let_go(self, made: Generation) -> None:
+        for listener in made.sockets.take_over():
+            listener.close()
 
     def _watch_over(self, watch: Watch, made: Generation) -> None:
         workers_of = [worker for one in made.workers.values() for worker in one.workers.values()]
