@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+collect_ignore = ["long"]  # what takes minutes runs where it is named: pytest -n 2 tests/long
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
 
 

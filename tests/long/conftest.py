@@ -1,0 +1,17 @@
+"""What takes minutes: run it as `pytest -n 2 tests/long`. At the end it tells how much was tried."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for its modules that are no tests
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                for name, value in report.user_properties:
+                    terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {name}: {value}")
