@@ -117,7 +117,7 @@ def options_of(declared: Any) -> dict[str, str]:
         return {}
     try:
         parameters = inspect.signature(declared).parameters.values()
-    except (ValueError, TypeError):
+    except Exception:  # srvkit check says what is wrong with them
         return {}
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {one.name: _option(one) for one in parameters if one.kind not in variable}
@@ -130,14 +130,14 @@ def _listed(declared: Any) -> str:
 
 def _option(option: inspect.Parameter) -> str:
     from srvkit.config import toml
+    from srvkit.config.readers import as_written
 
-    default = option.default
-    if default is option.empty:
+    if option.default is option.empty:
         return f"{option.name} (required)"
-    if isinstance(default, bytes):
-        default = default.decode("latin-1")
-    plain = isinstance(default, (str, int, float, list, tuple, dict))
-    return f"{option.name} = {toml.literal(default)}" if plain else option.name
+    try:
+        return f"{option.name} = {toml.literal(as_written(option.default))}"
+    except (TypeError, ValueError):  # None, or what else cannot be written
+        return option.name
 
 
 def title_of(thing: Any) -> str:

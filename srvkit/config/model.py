@@ -16,17 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from srvkit.config import toml, units
+from srvkit.config.declared import fields_of, without_none
 from srvkit.config.naming import current_folder
 from srvkit.config.problems import Problems
 from srvkit.config.toml import Key
-from srvkit.config.typed import (
-    OneOrMore,
-    convert_fields,
-    convert_options,
-    fields_of,
-    report_unknown,
-    without_none,
-)
+from srvkit.config.typed import OneOrMore, convert_fields, convert_options, report_unknown
 from srvkit.contracts import Duration, FileMode, Size, WorkerCount, setting
 from srvkit.net.access import AccessSettings
 from srvkit.net.listener import SocketSettings

@@ -102,6 +102,11 @@ class Problems:
         message = " ".join(self.source.redacted(key, message).split())
         self._found.append((self.source.trimmed(key), message, file, status))
 
+    def take(self, other: Problems) -> None:
+        """Add what another collection has found in the same source."""
+        for found in other._found:
+            self.add(*found)
+
     def listed(self) -> list[Problem]:
         """Return the problems in the order of the file, then those that have no line, then overrides."""
         listed = []

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from srvkit.config import toml, units
+from srvkit.config.declared import Field, fields_of
 from srvkit.config.model import SERVER_NAME, Choice, LoggingSettings, ServerSettings, SrvkitSettings
-from srvkit.config.typed import Field, OneOrMore, fields_of
+from srvkit.config.readers import as_written
+from srvkit.config.typed import OneOrMore
 from srvkit.contracts import Duration, FileMode, Size, WorkerCount
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -80,7 +82,7 @@ def field_of(key: str) -> Field | None:
 
 def _table_class(wanted: Any) -> Any:
     """Return the settings class of a table, or of a list of tables; None for anything else."""
-    if get_origin(wanted) is list:
+    if get_origin(wanted) is list and get_args(wanted):
         (wanted,) = get_args(wanted)
     return wanted if dataclasses.is_dataclass(wanted) and not hasattr(wanted, "from_toml") else None
 
@@ -104,10 +106,19 @@ def _property(declared: Any, field: Field, offered: Mapping[str, Offers]) -> Sch
         return made
     if doc := one.metadata.get("doc"):
         made["description"] = doc
-    default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+    default = _default_of(one)
     if default is not dataclasses.MISSING and (shown := _json_of(field.wanted, default)) is not None:
         made["default"] = shown
     return made
+
+
+def _default_of(one: Any) -> Any:
+    if one.default_factory is dataclasses.MISSING:
+        return one.default
+    try:
+        return one.default_factory()
+    except Exception:  # srvkit check says so
+        return dataclasses.MISSING
 
 
 def _declaration(declared: Any, name: str) -> Any:
@@ -124,9 +135,10 @@ def _json_of(wanted: Any, default: Any) -> Any:
         return units.size_text(default) if default else 0
     if wanted == WorkerCount and default == 0:
         return "auto"
-    if isinstance(default, bytes):
-        return default.decode("latin-1")
-    return json.loads(toml.literal(default)) if isinstance(default, (str, int, float, list, tuple)) else None
+    try:
+        return json.loads(toml.literal(as_written(default)))
+    except (TypeError, ValueError):  # None, or what else cannot be written
+        return None
 
 
 def _value(field: Field, offered: Mapping[str, Offers]) -> Schema:
@@ -139,11 +151,11 @@ def _value(field: Field, offered: Mapping[str, Offers]) -> Schema:
         if wanted == known:
             return make({name: bound for name, bound in bounds.items() if bound is not None})
     if get_origin(wanted) is Literal:
-        return {"anyOf": [{"enum": list(get_args(wanted))}, _VARIABLE]}
+        return {"anyOf": [{"enum": [as_written(one) for one in get_args(wanted)]}, _VARIABLE]}
     if (table := _table_class(wanted)) is not None:
         made = _table(table, {})
         return {"type": "array", "items": made} if get_origin(wanted) is list else made
-    if get_origin(wanted) is list:
+    if get_origin(wanted) is list and get_args(wanted):
         items = _value(Field("", get_args(wanted)[0], False), {})
         return {"anyOf": [{"type": "array", "items": items}, _VARIABLE]}
     return {}
@@ -214,14 +226,21 @@ def _named(key: str, name: str, thing: Any) -> Schema:
     properties: Schema = {"name": {"const": name}}
     declared = thing if key == "framing" else getattr(thing, "Options", None)
     if declared is not None:
-        properties |= {key: _property(declared, one, {}) for key, one in _options(declared)}
+        properties |= {key: _option(declared, one) for key, one in _options(declared)}
     return {"type": "object", "description": _title(thing), "properties": properties, "required": ["name"]}
+
+
+def _option(declared: Any, field: Field) -> Schema:
+    try:
+        return _property(declared, field, {})
+    except Exception:  # an annotation may be any object; srvkit check says what is wrong with it
+        return {}
 
 
 def _options(declared: Any) -> Iterable[tuple[str, Field]]:
     try:
         return [(one.key, one) for one in fields_of(declared).values()]
-    except (NameError, TypeError, ValueError, AttributeError):
+    except Exception:
         return []  # srvkit check says what is wrong with the annotations
 
 

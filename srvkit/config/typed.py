@@ -1,36 +1,64 @@
 """One table to one class, field by field, so that every problem in it is found.
 
-Works for settings classes, for a handler's or model's `Options`, and for classes whose
-constructor's parameters are the options. Knows nothing of srvkit's keys, and of files only what
+What a class declares is `declared`'s business, values of single classes are that of `readers`; containers,
+unions and tables within tables are told here. Knows nothing of srvkit's keys, and of files only what
 `Problems` knows.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import collections.abc
 import difflib
-import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from datetime import date, datetime, time
+from typing import Annotated, Any, Union, get_args, get_origin, is_typeddict
 
 import msgspec
 
 from srvkit.config import toml, units
+from srvkit.config.declared import (
+    Field,
+    fields_of,
+    is_annotated,
+    is_named_tuple,
+    is_struct,
+    is_table_class,
+    is_union,
+    meant,
+)
 from srvkit.config.problems import Problems
+from srvkit.config.readers import noun_of, reader_of, type_name
 from srvkit.config.toml import Key
-from srvkit.contracts import Duration, FileMode, Size, WorkerCount
+from srvkit.contracts import Duration, WorkerCount
 
 OneOrMore = Annotated[tuple[str, ...], "one or more"]  # a string, or a list of them that is not empty
 FAILED: Any = object()  # stands for a value whose problem was added
 
-_READERS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (Duration, units.duration),
-    (WorkerCount, units.worker_count),
-    (Size, units.size),
-    (FileMode, units.file_mode),
-)
+_LISTS: dict[Any, Callable[[list[Any]], Any]] = {
+    list: list,
+    collections.abc.Sequence: list,
+    collections.abc.MutableSequence: list,
+    collections.abc.Collection: list,
+    collections.abc.Iterable: list,
+    collections.abc.Reversible: list,
+    collections.abc.Container: list,
+    collections.deque: collections.deque,
+    set: set,
+    collections.abc.Set: set,
+    collections.abc.MutableSet: set,
+    frozenset: frozenset,
+}
+_TABLES: dict[Any, Callable[[dict[Any, Any]], Any]] = {
+    dict: dict,
+    collections.abc.Mapping: dict,
+    collections.abc.MutableMapping: dict,
+    collections.OrderedDict: collections.OrderedDict,
+    collections.defaultdict: lambda table: collections.defaultdict(None, table),
+}
+_SCALARS = (bool, int, float, str)
+_NATIVE = (*_SCALARS, datetime, date, time, object)
 _WORDS = {
     "int": "an integer",
     "float": "a number",
@@ -45,47 +73,6 @@ _WORDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """One key that a class declares."""
-
-    key: str
-    wanted: Any  # the annotation
-    required: bool
-    minimum: float | None = None
-    maximum: float | None = None
-
-
-def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
-    """Return what a class or callable declares, by the names of its constructor's parameters.
-
-    Raises `NameError` and the like where an annotation cannot be resolved.
-    """
-    if isinstance(declared, type) and issubclass(declared, msgspec.Struct):
-        return {
-            field.name: Field(field.encode_name, field.type, field.required)
-            for field in msgspec.structs.fields(declared)
-        }
-    annotated = declared
-    metadata: dict[str, Mapping[str, Any]] = {}
-    if dataclasses.is_dataclass(declared):
-        metadata = {field.name: field.metadata for field in dataclasses.fields(declared)}
-    elif isinstance(declared, type):
-        annotated = declared.__init__  # type: ignore[misc]  # of this very class, whose parameters are read
-    hints = get_type_hints(annotated, include_extras=True)
-    found = {}
-    for name, parameter in inspect.signature(declared).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        wanted = without_none(hints.get(name, Any))
-        if name == "max_message" and wanted is int:
-            wanted = Size
-        bounds = metadata.get(name, {})
-        required = parameter.default is parameter.empty
-        found[name] = Field(name, wanted, required, bounds.get("minimum"), bounds.get("maximum"))
-    return found
-
-
 def convert_options(
     declared: Callable[..., Any], table: Mapping[str, Any], key: Key, problems: Problems
 ) -> Any:
@@ -93,22 +80,34 @@ def convert_options(
 
     `declared` is a dataclass, a `msgspec.Struct`, or a class or callable whose annotated parameters
     are the options; a string is encoded as UTF-8 for a parameter of bytes, and `max_message` takes
-    sizes. A `ValueError` or `TypeError` that it raises is a problem at `key`.
+    sizes. Whatever it raises is a problem at `key`, a KeyboardInterrupt excepted.
     """
     before = len(problems)
     try:
         fields = fields_of(declared)
-    except (NameError, TypeError, ValueError, AttributeError) as error:
-        problems.add(key, f"what options there are cannot be read from the annotations: {error}")
+    except Exception as error:  # annotations are code
+        problems.add(key, f"what options there are cannot be read from the annotations: {_said(error)}")
         return None
     values = convert_fields(fields, table, key, problems, noun="option")
     if values is None or len(problems) > before or _any_broken(key, problems):
         return None
     try:
         return declared(**values)
-    except (ValueError, TypeError) as error:
-        problems.add(key, str(error) or type(error).__name__)
-        return None
+    except KeyboardInterrupt:
+        raise
+    except (ValueError, TypeError) as error:  # how one refuses an option
+        problems.add(key, _said(error) or type(error).__name__)
+    except BaseException as error:  # SystemExit too: a configuration is checked where others are served
+        said = _said(error)
+        problems.add(key, f"{type(error).__name__}{': ' if said else ''}{said}")
+    return None
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "no words, its __str__ fails"
 
 
 def convert_fields(
@@ -170,9 +169,16 @@ def report_unknown(
 
 def convert_value(field: Field, value: Any, key: Key, problems: Problems) -> Any:
     """Return the value in the field's type and bounds; FAILED after adding problems."""
-    converted = _converted(field.wanted, value, key, problems)
-    if converted is FAILED:
+    try:
+        converted = _converted(field.wanted, value, key, problems)
+        return FAILED if converted is FAILED else _in_bounds(field, converted, value, key, problems)
+    except Exception as error:  # an annotation may be any object, and its methods do anything
+        why = f"{type_name(field.wanted)} ({type(error).__name__}: {_said(error)})"
+        problems.add(key, f"an option cannot be of this type: {why}")
         return FAILED
+
+
+def _in_bounds(field: Field, converted: Any, value: Any, key: Key, problems: Problems) -> Any:
     got = problems.source.whole.get(key) or units.shown(value)
     low, high = field.minimum, field.maximum
     if low is not None and low == high and converted != low:
@@ -191,30 +197,202 @@ def _bound(field: Field, bound: float) -> str:
 
 
 def _converted(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
-    wanted = without_none(wanted)
-    origin, arguments = get_origin(wanted), get_args(wanted)
-    reader = getattr(wanted, "from_toml", None)
     broken = problems.source.broken
-    if key in broken or (reader and (*key, "name") in broken):
+    if key in broken or (hasattr(wanted, "from_toml") and (*key, "name") in broken):
         return FAILED
     if wanted == OneOrMore:
         return _one_or_more(value, key, problems)
-    if problems.source.whole.get(key) and (origin in (list, dict) or wanted in (Duration, WorkerCount)):
+    wanted = meant(wanted)
+    if problems.source.whole.get(key) and _is_written_out(wanted):
         value = toml.value_of(value)
-    if reader := reader or next((reads for marker, reads in _READERS if marker == wanted), None):
+    if reader := reader_of(wanted):
         return _attempt(reader, value, key, problems)
-    if origin is list and isinstance(value, (list, tuple)):
-        items = [_converted(arguments[0], item, (*key, place), problems) for place, item in enumerate(value)]
-        return FAILED if FAILED in items else items
-    if origin is dict and isinstance(value, dict):
-        table = {name: _converted(arguments[1], item, (*key, name), problems) for name, item in value.items()}
-        return FAILED if FAILED in table.values() else table
-    if _is_table_class(wanted) and isinstance(value, dict):
+    if is_annotated(wanted):
+        return _bounded(wanted, value, key, problems)
+    if is_union(wanted):
+        return _one_of(get_args(wanted), value, key, problems)
+    return _plain(wanted, value, key, problems)
+
+
+def _is_written_out(wanted: Any) -> bool:
+    """Tell whether a variable that is the whole value is TOML in itself."""
+    kind = get_origin(wanted) or wanted
+    return kind is tuple or kind in _LISTS or kind in _TABLES or wanted in (Duration, WorkerCount)
+
+
+def _plain(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
+    kind, arguments = get_origin(wanted) or wanted, get_args(wanted)
+    if is_typeddict(kind):
+        return _table(kind, value, key, problems)
+    if is_named_tuple(kind):
+        return _named_tuple(kind, value, key, problems)
+    if kind is tuple and not (len(arguments) == 2 and arguments[1] is ...):
+        return _tuple(arguments, value, key, problems)
+    if kind is tuple or kind in _LISTS:
+        items = _items(arguments[:1], value, key, problems)
+        return FAILED if items is FAILED else _built(_LISTS.get(kind, tuple), items, key, problems)
+    if kind in _TABLES:
+        return _mapping(kind, arguments, value, key, problems)
+    if wanted is Any or kind in _NATIVE:
+        return _leaf(wanted, value, key, problems)
+    if isinstance(value, Mapping) and isinstance(kind, type):
+        if is_struct(kind):
+            value = _untagged(kind, value, key, problems)
+            if value is FAILED:
+                return FAILED
+        built = convert_options(kind, value, key, problems)
+        return FAILED if built is None else built
+    if is_table_class(kind):
+        problems.add(key, f"expected a table, got {_got(value, key, problems)}")
+    else:
+        problems.add(key, f"an option cannot be of this type: {type_name(wanted)}")
+    return FAILED
+
+
+def _got(value: Any, key: Key, problems: Problems) -> str:
+    return problems.source.whole.get(key) or units.kind(value)
+
+
+# ---- several values
+
+
+def _items(wanted: tuple[Any, ...], value: Any, key: Key, problems: Problems) -> Any:
+    if not isinstance(value, (list, tuple)):
+        problems.add(key, f"expected a list, got {_got(value, key, problems)}")
+        return FAILED
+    kind = wanted[0] if wanted else Any
+    items = [_converted(kind, item, (*key, place), problems) for place, item in enumerate(value)]
+    return FAILED if any(item is FAILED for item in items) else items
+
+
+def _tuple(wanted: tuple[Any, ...], value: Any, key: Key, problems: Problems) -> Any:
+    if not wanted:
+        items = _items((), value, key, problems)
+        return FAILED if items is FAILED else tuple(items)
+    if isinstance(value, (list, tuple)) and len(value) == len(wanted):
+        pairs = enumerate(zip(wanted, value, strict=True))
+        items = [_converted(kind, item, (*key, place), problems) for place, (kind, item) in pairs]
+        return FAILED if any(item is FAILED for item in items) else tuple(items)
+    is_list = isinstance(value, (list, tuple))
+    got = f"of length {len(wanted)}, got {len(value)}" if is_list else f", got {_got(value, key, problems)}"
+    problems.add(key, f"expected a list {got}".replace(" ,", ","))
+    return FAILED
+
+
+def _named_tuple(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
+    if isinstance(value, (list, tuple)) and len(value) <= len(wanted._fields):
+        value = dict(zip(wanted._fields, value, strict=False))
+    return _table(wanted, value, key, problems)
+
+
+def _table(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
+    if isinstance(value, Mapping):
         built = convert_options(wanted, value, key, problems)
         return FAILED if built is None else built
-    if isinstance(value, str) and str not in (wanted, *arguments) and bytes in (wanted, *arguments):
-        return value.encode()
-    return _leaf(wanted, value, key, problems)
+    problems.add(key, f"expected a table, got {_got(value, key, problems)}")
+    return FAILED
+
+
+def _untagged(wanted: Any, table: Mapping[str, Any], key: Key, problems: Problems) -> Any:
+    """Leave out what tells one Struct of a union from the others."""
+    field, tag = wanted.__struct_config__.tag_field, wanted.__struct_config__.tag
+    if tag is None or field not in table:
+        return table
+    if table[field] != tag:
+        problems.add((*key, field), f"expected {tag!r}, got {units.shown(table[field])}")
+        return FAILED
+    return {name: value for name, value in table.items() if name != field}
+
+
+def _mapping(kind: Any, wanted: tuple[Any, ...], value: Any, key: Key, problems: Problems) -> Any:
+    if not isinstance(value, Mapping):
+        problems.add(key, f"expected a table, got {_got(value, key, problems)}")
+        return FAILED
+    names, values = wanted if len(wanted) == 2 else (str, Any)
+    table = {}
+    complete = True
+    for name, item in value.items():
+        made_name = _name(names, name, (*key, name), problems)
+        made = _converted(values, item, (*key, name), problems)
+        if made_name is FAILED or made is FAILED:
+            complete = False
+        else:
+            table[made_name] = made
+    return _built(_TABLES[kind], table, key, problems) if complete else FAILED
+
+
+def _name(wanted: Any, name: str, key: Key, problems: Problems) -> Any:
+    """Convert a key of a table, which is always written as a string."""
+    wanted = meant(wanted)
+    if wanted in (int, float, bool):
+        try:
+            return msgspec.convert(name, wanted, strict=False)
+        except msgspec.ValidationError:
+            problems.add(key, f"expected {noun_of(wanted)} for a key, got {units.shown(name)}")
+            return FAILED
+    made = _converted(wanted, name, key, problems)
+    try:
+        hash(made)
+    except TypeError:
+        problems.add(key, f"a key cannot be of this type: {type_name(wanted)}")
+        return FAILED
+    return made
+
+
+def _built(build: Callable[[Any], Any], items: Any, key: Key, problems: Problems) -> Any:
+    try:
+        return build(items)
+    except TypeError as error:  # what is not hashable is in no set
+        problems.add(key, str(error))
+        return FAILED
+
+
+# ---- unions and bounds
+
+
+def _one_of(members: tuple[Any, ...], value: Any, key: Key, problems: Problems) -> Any:
+    """Convert to the first type that fits; bytes after strings, and numbers to what they are."""
+    plain = [meant(member) for member in members]
+    if all(member in _SCALARS for member in plain):
+        return _leaf(Union[tuple(plain)], value, key, problems)  # noqa: UP007 - made at run time
+    if type(value) in plain and (type(value) is not str or problems.source.whole.get(key)):
+        return value
+    tried: list[tuple[Any, Problems]] = []
+    for member in sorted(plain, key=lambda member: member is bytes and str in plain):
+        attempt = Problems(problems.source)
+        made = _converted(member, value, key, attempt)
+        if made is not FAILED:
+            return made
+        tried.append((member, attempt))
+    fitting = [attempt for member, attempt in tried if _takes(member, value)]
+    if fitting:
+        problems.take(min(fitting, key=len))  # what is wrong with the nearest
+    else:
+        nouns = dict.fromkeys(noun_of(member) for member in plain)
+        got = problems.source.whole.get(key) or units.shown(value)
+        problems.add(key, f"expected {' or '.join(nouns)}, got {got}")
+    return FAILED
+
+
+def _takes(wanted: Any, value: Any) -> bool:
+    """Tell whether a type is made of tables, or of lists, and the value is one."""
+    kind = get_origin(wanted) or wanted
+    if isinstance(value, Mapping):
+        return is_typeddict(kind) or is_table_class(kind) or kind in _TABLES
+    return isinstance(value, list) and (kind is tuple or kind in _LISTS)
+
+
+def _bounded(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
+    """Convert to what is annotated, and see to the bounds that `msgspec.Meta` sets."""
+    inner = get_args(wanted)[0]
+    if meant(inner) in _SCALARS:
+        return _leaf(Annotated[meant(inner), *wanted.__metadata__], value, key, problems)
+    made = _converted(inner, value, key, problems)
+    bounds = [one for one in wanted.__metadata__ if isinstance(one, msgspec.Meta)]
+    if made is FAILED or not bounds:
+        return made
+    checked = _leaf(Annotated[type(made), *bounds], made, key, problems)
+    return FAILED if checked is FAILED else made
 
 
 def _one_or_more(value: Any, key: Key, problems: Problems) -> Any:
@@ -231,22 +409,28 @@ def _one_or_more(value: Any, key: Key, problems: Problems) -> Any:
 
 
 def _attempt(reader: Callable[[Any], Any], value: Any, key: Key, problems: Problems) -> Any:
-    try:
-        return reader(value)
-    except ValueError as error:
-        problems.add(key, str(error))
-        return FAILED
+    variable = problems.source.whole.get(key)
+    reason = ""
+    for form in (value, toml.value_of(value)) if variable and isinstance(value, str) else (value,):
+        try:
+            return reader(form)
+        except ValueError as error:
+            reason = reason or str(error)
+    problems.add(key, reason)
+    return FAILED
 
 
 def _leaf(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
     variable = problems.source.whole.get(key)
+    reason = ""
     for strict in (True, False) if variable else (True,):
         try:
             return msgspec.convert(value, wanted, strict=strict)
         except msgspec.ValidationError as error:
             reason = str(error)
-    if get_origin(wanted) is Literal:
-        reason = f"Expected {' or '.join(map(repr, get_args(wanted)))}, got {units.shown(value)}"
+        except (TypeError, ValueError) as error:  # bounds of another type, say
+            problems.add(key, f"an option cannot be of this type: {type_name(wanted)} ({error})")
+            return FAILED
     problems.add(*_in_words(reason, value, variable, key))
     return FAILED
 
@@ -266,19 +450,6 @@ def _in_words(reason: str, value: Any, variable: str | None, key: Key) -> tuple[
 def _words(types: str) -> str:
     names = [name for name in types.split(" | ") if name != "null"]
     return " or ".join(_WORDS.get(name, name) for name in names)
-
-
-def without_none(wanted: Any) -> Any:
-    """Return a union without None: TOML has no such value."""
-    if get_origin(wanted) in (Union, UnionType):
-        rest = [part for part in get_args(wanted) if part is not NoneType]
-        return rest[0] if len(rest) == 1 else Union[tuple(rest)]  # noqa: UP007 - made at run time
-    return wanted
-
-
-def _is_table_class(wanted: Any) -> bool:
-    is_struct = isinstance(wanted, type) and issubclass(wanted, msgspec.Struct)
-    return is_struct or dataclasses.is_dataclass(wanted)
 
 
 def _any_broken(key: Key, problems: Problems) -> bool:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import enum
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Optional
+import itertools
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import InitVar, dataclass, field
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path, PurePosixPath
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Optional,
+    TypedDict,
+    TypeVar,
+)
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -14,7 +35,6 @@ from srvkit.config.loader import read_text
 from srvkit.config.problems import Problems, Source
 from srvkit.config.typed import convert_options
 from srvkit.contracts import Duration, Size, setting
-from srvkit.errors import FrameError
 
 KEY = ("server", "echo", "handler")
 
@@ -195,15 +215,8 @@ class TestProblems:
 
         paint.__annotations__["color"] = Color
         assert convert(paint, color="red") == (Color.RED, [])
-        assert problems_of(paint, color="pink") == [".color: invalid enum value 'pink'"]
-
-    def test_another_error_of_a_constructor_is_its_own(self):
-        class Faulty:
-            def __init__(self) -> None:
-                raise FrameError("not about options")
-
-        with pytest.raises(FrameError):
-            convert(Faulty)
+        assert convert(paint, color="RED") == (Color.RED, [])
+        assert problems_of(paint, color="pink") == [".color: expected 'red', got 'pink'"]
 
 
 class TestVariables:
@@ -242,6 +255,285 @@ handler = { name = "echo", motd = "${MOTD}", threads = "${NUM}", names = ["${MOT
         made, problems = self.options(Picky, MOTD="hunter2", NUM="4")
         assert made is None
         assert problems == ["srvkit.toml:3: server.echo.handler: '${MOTD}' is no good with ${NUM} of 40"]
+
+
+class Color(enum.Enum):
+    RED = "red"
+    RAW = b"raw"
+    NINE = 9
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Point(NamedTuple):
+    x: int
+    y: bytes = b"y"
+
+
+class Named(TypedDict):
+    word: bytes
+    size: NotRequired[Size]
+
+
+@dataclass
+class Rule:
+    word: bytes = b""
+
+
+@dataclass
+class Other:
+    name: str
+
+
+class Tagged(msgspec.Struct, tag="one"):
+    word: bytes = b""
+
+
+class Tagged2(msgspec.Struct, tag="two"):
+    word: bytes = b""
+
+
+class Written:
+    """A class of somebody's own, whose constructor says what it takes."""
+
+    def __init__(self, word: bytes) -> None:
+        self.word = word
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Written) and other.word == self.word
+
+
+class Unknown:
+    def __init__(self, *anything: object) -> None: ...
+
+
+T = TypeVar("T")
+Word = NewType("Word", bytes)
+
+
+def declaring(wanted: Any) -> Any:
+    """Return what declares an option `x` of this type."""
+
+    def declared(x):
+        return x
+
+    declared.__annotations__["x"] = wanted
+    return declared
+
+
+Q = b"quit"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written", "made"),
+    [
+        # bytes are UTF-8, wherever they stand
+        (bytes, "ß", "ß".encode()),
+        (bytearray, "quit", bytearray(Q)),
+        (list[bytes], ["quit"], [Q]),
+        (typing.List, ["quit"], ["quit"]),  # noqa: UP006 - the older way of writing it
+        (Sequence[bytes], ["quit"], [Q]),
+        (Iterable[bytes], ["quit"], [Q]),
+        (tuple[bytes, ...], ["quit"], (Q,)),
+        (tuple[bytes, int], ["quit", 1], (Q, 1)),
+        (tuple[tuple[bytes, ...], ...], [["quit"], []], ((Q,), ())),
+        (set[bytes], ["quit", "quit"], {Q}),
+        (frozenset[bytes], ["quit"], frozenset([Q])),
+        (AbstractSet[bytes], ["quit"], {Q}),
+        (collections.deque[bytes], ["quit"], collections.deque([Q])),
+        (dict[bytes, bytes], {"a": "quit"}, {b"a": Q}),
+        (Mapping[str, list[bytes]], {"a": ["quit"]}, {"a": [Q]}),
+        (collections.defaultdict[str, bytes], {"a": "quit"}, collections.defaultdict(None, {"a": Q})),
+        (dict[str, set[bytes]], {"a": ["quit"]}, {"a": {Q}}),
+        (bytes | None, "quit", Q),
+        (bytes | int, "quit", Q),
+        (bytes | str, "quit", "quit"),
+        (list[bytes | int], ["quit", 1], [Q, 1]),
+        (list[bytes] | None, ["quit"], [Q]),
+        (bytes | list[bytes], ["quit"], [Q]),
+        (bytes | list[bytes], "quit", Q),
+        (Annotated[bytes, "a word"], "quit", Q),
+        (Annotated[list[bytes], msgspec.Meta(min_length=1)], ["quit"], [Q]),
+        (Word, "quit", Q),
+        (list[Word], ["quit"], [Q]),
+        (Final[bytes], "quit", Q),
+        (InitVar[bytes], "quit", Q),
+        (Literal[b"quit", b"go"], "quit", Q),
+        (Literal["a", b"quit", 3], 3, 3),
+        (Literal[Color.RAW], "raw", Color.RAW),
+        (Color, "raw", Color.RAW),
+        (dict[Color, int], {"red": 1}, {Color.RED: 1}),
+        (Rule, {"word": "quit"}, Rule(Q)),
+        (tuple[Rule, ...], [{"word": "quit"}], (Rule(Q),)),
+        (dict[str, tuple[Rule, ...]], {"a": [{"word": "quit"}]}, {"a": (Rule(Q),)}),
+        (Rule | Other, {"word": "quit"}, Rule(Q)),
+        (Rule | Other, {"name": "n"}, Other("n")),
+        (Rule | bytes, "quit", Q),
+        (Tagged, {"word": "quit"}, Tagged(Q)),
+        (Tagged | Tagged2, {"type": "two", "word": "quit"}, Tagged2(Q)),
+        (Named, {"word": "quit", "size": "1KiB"}, {"word": Q, "size": 1024}),
+        (Point, {"x": 1, "y": "quit"}, Point(1, Q)),
+        (Point, [1, "quit"], Point(1, Q)),
+        (Point, [1], Point(1)),
+        (Written, {"word": "quit"}, Written(Q)),
+        (T, "quit", "quit"),
+        # and what else one would expect to be served
+        (Path, "run/a.sock", Path("run/a.sock")),
+        (PurePosixPath | str, "x", PurePosixPath("x")),
+        (str | Path, "x", "x"),
+        (IPv4Address | IPv6Address, "::1", IPv6Address("::1")),
+        (list[IPv4Network], ["192.0.2.0/24"], [IPv4Network("192.0.2.0/24")]),
+        (datetime.timedelta, "5m", datetime.timedelta(minutes=5)),
+        (datetime.timedelta, 1.5, datetime.timedelta(seconds=1.5)),
+        (Decimal, 1.5, Decimal("1.5")),
+        (Decimal, "0.10", Decimal("0.10")),
+        (UUID, "12345678123456781234567812345678", UUID(int=0x12345678123456781234567812345678)),
+        (re.Pattern, "a+", re.compile("a+")),
+        (re.Pattern[bytes], "a+", re.compile(b"a+")),
+        (Color, 9, Color.NINE),
+        (Rights, 3, Rights.READ | Rights.WRITE),
+        (dict[int, str], {"80": "http"}, {80: "http"}),
+        (Duration | Literal["off"], "off", "off"),
+        (Duration | Literal["off"], "5m", 300.0),
+        (int | list[int], 1, 1),
+        (float | Path, 1, 1.0),
+        (datetime.datetime | str, "x", "x"),
+        (object, {"a": [1]}, {"a": [1]}),
+        (list, [1, "a"], [1, "a"]),
+        (tuple, [1, "a"], (1, "a")),
+    ],
+    ids=map(str, itertools.count()),
+)
+def test_what_one_would_expect_is_served(wanted, written, made):
+    found, problems = convert(declaring(wanted), x=written)
+    assert problems == []
+    assert found == made
+    assert type(found) is type(made)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written", "message"),
+    [
+        (
+            Callable[[], int],
+            "print",
+            ".x: an option cannot be of this type: collections.abc.Callable[[], int]",
+        ),
+        (type[int], "int", ".x: an option cannot be of this type: type[int]"),
+        (Unknown, "x", ".x: an option cannot be of this type: Unknown"),
+        (list[Unknown], ["x"], ".x[0]: an option cannot be of this type: Unknown"),
+        (complex, "1j", ".x: an option cannot be of this type: complex"),
+        (
+            [int],
+            [1],
+            ".x: an option cannot be of this type: [<class 'int'>] (TypeError: unhashable type: 'list')",
+        ),
+        (Annotated[int, msgspec.Meta(min_length=1)], 1, ".x: an option cannot be of this type: "),
+        (set[dict], [{}], ".x: unhashable type: 'dict'"),
+        (IPv4Address | IPv6Address, "x", ".x: expected an IPv4 address or an IPv6 address, got 'x'"),
+        (IPv4Network, "192.0.2.1/24", ".x: expected an IPv4 network like "),
+        (Path | str, 5, ".x: expected a path or a string, got 5"),
+        (Path, 5, ".x: expected a path, got an integer"),
+        (Decimal, "x", ".x: expected a decimal number, got 'x'"),
+        (Decimal, True, ".x: expected a decimal number, got a boolean"),
+        (UUID, "x", ".x: expected a UUID, got 'x'"),
+        (
+            re.Pattern,
+            "(",
+            ".x: '(' is no regular expression: missing ), unterminated subpattern at position 0",
+        ),
+        (datetime.timedelta, "soon", ".x: expected seconds or a duration like "),
+        (Literal[b"a", b"b"], "c", ".x: expected 'a' or 'b', got 'c'"),
+        (Literal[1], True, ".x: expected 1, got a boolean"),
+        (Color, "blue", ".x: expected 'red' or 'raw' or 9, got 'blue'"),
+        (Rights, 8, ".x: expected 1 or 2, got 8"),
+        (Rule | Other, {"word": 5}, ".x.word: expected a string, got an integer"),
+        (Rule | Path, {"word": 5}, ".x.word: expected a string, got an integer"),
+        (bytes | list[bytes], [1], ".x[0]: expected a string, got an integer"),
+        (tuple[bytes, ...], "quit", ".x: expected a list, got a string"),
+        (frozenset[bytes], [1], ".x[0]: expected a string, got an integer"),
+        (tuple[int, int], [1], ".x: expected a list of length 2, got 1"),
+        (tuple[int, int], 1, ".x: expected a list, got an integer"),
+        (dict[int, str], {"http": "x"}, ".x.http: expected an integer for a key, got 'http'"),
+        (dict[str, int], [1], ".x: expected a table, got a list"),
+        (Named, {}, ".x.word: missing, this option is required"),
+        (Point, {}, ".x.x: missing, this option is required"),
+        (Point, "p", ".x: expected a table, got a string"),
+        (Annotated[list[bytes], msgspec.Meta(min_length=1)], [], ".x: expected a list of length >= 1"),
+        (Tagged, {"type": "three"}, ".x.type: expected 'one', got 'three'"),
+    ],
+    ids=map(str, itertools.count()),
+)
+def test_what_cannot_be_served_is_one_line(wanted, written, message):
+    (said,) = problems_of(declaring(wanted), x=written)
+    if message.endswith(" "):
+        assert said.startswith(message)
+    else:
+        assert said == message
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no good"), ": no good"),
+        (LookupError("a\nb"), ": LookupError: a b"),
+        (KeyError("name"), ": KeyError: 'name'"),
+        (ZeroDivisionError(), ": ZeroDivisionError"),
+        (SystemExit("out"), ": SystemExit: out"),
+        (Mute(), ": Mute: no words, its __str__ fails"),
+        (ExceptionGroup("two", [ValueError(), TypeError()]), ": ExceptionGroup: two (2 sub-exceptions)"),
+    ],
+    ids=repr,
+)
+def test_whatever_is_raised_while_options_are_made_is_one_line(error, said):
+    def fail(*_):
+        raise error
+
+    @dataclass
+    class After:
+        x: int = 0
+        __post_init__ = fail
+
+    @dataclass
+    class Default:
+        x: list[int] = field(default_factory=fail)
+
+    class Made(msgspec.Struct):
+        x: int = msgspec.field(default_factory=fail)
+
+    class Constructed:
+        __init__ = fail
+
+    for declared in (After, Default, Made, Constructed):
+        assert problems_of(declared) == [said]
+    assert problems_of(declaring(tuple[After, ...]), x=[{}, {"x": 1}]) == [f".x[0]{said}", f".x[1]{said}"]
+
+
+def test_a_keyboard_interrupt_is_the_users():
+    class Faulty:
+        def __init__(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(Faulty)
+
+
+def test_annotations_may_raise_anything():
+    class Broken:
+        def __init__(self, size: 1 / 0) -> None:  # type: ignore[valid-type]
+            pass
+
+    assert problems_of(Broken, size=1) == [
+        ": what options there are cannot be read from the annotations: division by zero"
+    ]
 
 
 def test_options_of_a_key_with_a_problem_of_another_key_are_still_made():
