@@ -28,6 +28,7 @@ def command(args: argparse.Namespace) -> int:
     """Print that all is well, or the classes; raises ConfigError or PluginError."""
     from srvkit.config import loader
     from srvkit.config.assemble import assemble
+    from srvkit.net.address import objection
     from srvkit.process import privileges
 
     config, problems = loader.read(args.config, args.set)
@@ -35,6 +36,13 @@ def command(args: argparse.Namespace) -> int:
         problems.add(("srvkit", key), message)
     assembled = assemble(config, problems)
     assembled.try_models(problems)
+    for plan in assembled.plans:
+        for index, address in enumerate(plan.addresses):
+            if address.is_internet and (why := objection(address.host)):
+                problems.add(
+                    ("server", plan.name, "listen", index), f"{address}: no host can have this name: {why}"
+                )
+    problems.raise_if_any()
     for note in assembled.notes():
         print(f"note: {note}")
     for plan in assembled.plans:

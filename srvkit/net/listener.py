@@ -120,6 +120,17 @@ class Listener:
         bound = self.socket.getsockname()
         return Address("tcp" if self.is_stream else "udp", port=bound[1]).at(bound)
 
+    @property
+    def has_lost_its_file(self) -> bool:
+        """Whether its path does not lead to it any more, so that nobody new can connect."""
+        return bool(self.path) and identity(self.path) != self.file
+
+    def succeed(self, lost: Listener) -> None:
+        """Have the path for good that was bound anew while a listener that has lost its file held it."""
+        if self._claim is None:
+            self._claim, lost._claim = lost._claim, None
+        lost.file = None
+
     def is_at(self, path: str) -> bool:
         """Return whether this path, links and all, leads to its file."""
         try:
@@ -209,16 +220,18 @@ def bind_each(
     settings: SocketSettings | None = None,
     numeric: Address | None = None,
     beside: Sequence[Listener] = (),
+    lost: Listener | None = None,
 ) -> list[Listener]:
     """Return every listener of an address: one, but for `systemd` as many as were passed by the name.
 
     `numeric` is what a host name was resolved to, if it was. `beside` are listeners of ours that have a
-    part of the address and are open still; see `share`.
+    part of the address and are open still; see `share`. `lost` is one of ours that has lost the file at
+    this path, and holds the path until `succeed`.
     Raises ListenError with nothing left open; the caller closes. Closing a listener of `systemd` leaves
     the socket itself open and its file in place: they are systemd's.
     """
     if address.scheme != "systemd":
-        return [bind(address, settings, numeric, beside)]
+        return [bind(address, settings, numeric, beside, lost)]
     return [Listener(address, sock, settings) for sock in _adopt_named(address)]
 
 
@@ -227,6 +240,7 @@ def bind(
     settings: SocketSettings | None = None,
     numeric: Address | None = None,
     beside: Sequence[Listener] = (),
+    lost: Listener | None = None,
 ) -> Listener:
     """Open a socket and bind it, without listening yet. Raises ListenError; the caller closes.
 
@@ -243,7 +257,7 @@ def bind(
     if address.scheme == "fd":
         return Listener(address, _adopt(address), settings)
     if address.is_unix:
-        return _bind_unix(address, settings)
+        return _bind_unix(address, settings, lost)
     numeric = numeric or resolve(address)[0]
     sock = _open(address, socket.AF_INET6 if ":" in numeric.host else socket.AF_INET)
     try:
@@ -380,12 +394,12 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _bind_unix(address: Address, settings: SocketSettings) -> Listener:
+def _bind_unix(address: Address, settings: SocketSettings, lost: Listener | None) -> Listener:
     sock = _open(address, socket.AF_UNIX)
     try:
         _set_listener_options(sock, address, settings)
         if not address.is_abstract:
-            return _bind_file(sock, address, settings)
+            return _bind_file(sock, address, settings, lost)
         sock.bind(b"\0" + os.fsencode(address.path[1:]))
         return Listener(address, sock, settings)
     except OSError as error:
@@ -396,7 +410,9 @@ def _bind_unix(address: Address, settings: SocketSettings) -> Listener:
         raise
 
 
-def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) -> Listener:
+def _bind_file(
+    sock: socket.socket, address: Address, settings: SocketSettings, lost: Listener | None
+) -> Listener:
     folder, name = os.path.split(address.path)
     path = os.path.join(os.path.realpath(folder), name)
     if unixpath.is_long(path) and unixpath.is_long(address.path):
@@ -405,7 +421,8 @@ def _bind_file(sock: socket.socket, address: Address, settings: SocketSettings) 
             address,
             unixpath.MAX_PATH,
         )
-    claim = socketfile.make(sock, address, path, _permissions(address, settings))
+    held = lost.claim if lost is not None else None
+    claim = socketfile.make(sock, address, path, _permissions(address, settings), held)
     return Listener(address, sock, settings, claim, path)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import NamedTuple
 
 from srvkit.errors import ListenError
@@ -22,6 +23,8 @@ try:
     import fcntl
 except ImportError:  # Windows, where no socket has a file
     pass
+
+LOCK_TIME, LOCK_INTERVAL = 1.0, 0.01  # seconds for others to make their sockets in the same folder
 
 FileIdentity = tuple[int, int]  # device and inode: what a file is, whatever its name
 
@@ -43,14 +46,20 @@ def identity(path: Path | str | int) -> FileIdentity | None:
     return found.st_dev, found.st_ino
 
 
-def make(sock: socket.socket, address: Address, path: str, wanted: Permissions) -> socket.socket | None:
+def make(
+    sock: socket.socket,
+    address: Address,
+    path: str,
+    wanted: Permissions,
+    held: socket.socket | None = None,
+) -> socket.socket | None:
     """Bind a socket to its file, in place of one that a dead server has left.
 
     Returns what keeps the path ours for as long as it is open, where there is such a thing; the caller
-    closes it. Raises ListenError, OSError.
+    closes it. `held` is one that keeps it already: then there may be none. Raises ListenError, OSError.
     """
     with _directory_locked(address, path) as folder:
-        claim = _claim(address, path, folder)
+        claim = _claim(address, path, folder, held)
         try:
             _remove_if_stale(sock, address, path)
             # The mode of the socket itself is the most that bind() gives its file (Linux): there is no
@@ -76,7 +85,7 @@ def set_permissions(path: str, wanted: Permissions) -> None:
     os.chmod(path, wanted.mode)
 
 
-def _claim(address: Address, path: str, folder: int) -> socket.socket | None:
+def _claim(address: Address, path: str, folder: int, held: socket.socket | None) -> socket.socket | None:
     """Take the path as ours for as long as the socket returned is open.
 
     A socket that is bound and does not listen yet refuses connections as a stale one does. An abstract
@@ -87,10 +96,13 @@ def _claim(address: Address, path: str, folder: int) -> socket.socket | None:
     if not sys.platform.startswith("linux"):
         return None
     found = os.fstat(folder)
-    name = b"%d:%d/%s" % (found.st_dev, found.st_ino, os.fsencode(os.path.basename(path)))
+    place = b"%d:%d/%s" % (found.st_dev, found.st_ino, os.fsencode(os.path.basename(path)))
+    name = f"\0srvkit:{os.getuid()}:{hashlib.sha256(place).hexdigest()}".encode()
+    if held is not None and held.getsockname() == name:
+        return None
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        claim.bind(f"\0srvkit:{os.getuid()}:{hashlib.sha256(name).hexdigest()}")
+        claim.bind(name)
     except OSError:
         claim.close()
         if os.path.lexists(path):
@@ -112,10 +124,24 @@ def _directory_locked(address: Address, path: str) -> Iterator[int]:
         named = os.path.dirname(address.path)  # as people wrote it
         raise ListenError(address, f"the folder {named} does not exist") from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _lock(fd, address, folder)
         yield fd
     finally:
         close(fd)
+
+
+def _lock(fd: int, address: Address, folder: str) -> None:
+    """Lock a folder. Others of us have it for a moment only, and no stranger makes us wait for ever."""
+    deadline = monotonic() + LOCK_TIME
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > deadline:
+                raise ListenError(address, f"another process has locked the folder {folder}") from None
+            sleep(LOCK_INTERVAL)
+        else:
+            return
 
 
 def _remove_if_stale(sock: socket.socket, address: Address, path: str) -> None:

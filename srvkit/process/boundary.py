@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from srvkit.errors import SrvkitError
 from srvkit.net.readiness import READ, Readiness, Timer
 
 log = logging.getLogger("srvkit.process")
@@ -39,6 +40,8 @@ def complain(what: str, error: BaseException) -> None:
 
 def in_words(error: BaseException) -> str:
     """Say in one line what an exception means."""
+    if isinstance(error, SrvkitError):
+        return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         of = f"{error.filename}: " if error.filename is not None else ""
         return f"{of}{error.strerror}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -19,10 +20,13 @@ from typing import Any
 from srvkit.net.closing import close
 from srvkit.net.readiness import READ, WRITE, Readiness
 
+log = logging.getLogger("srvkit.process")
+
 Message = dict[str, Any]
 
 _CHUNK = 65536
 _MOST_DESCRIPTORS = 16
+MOST_MESSAGE = 64 * 2**20  # bytes; all connections of a worker are one
 AGAIN = 1.0  # seconds until the kernel is asked once more for what it had no memory for
 # What says nothing about the other side: later it may be different.
 _FOR_NOW = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
@@ -40,6 +44,7 @@ class Channel:
         self._socket = sock
         self._received = b""
         self._descriptors: list[int] = []
+        self._takes_descriptors = True
         self._outgoing: list[tuple[bytes, Sequence[int]]] = []
         self._loop: Readiness | None = None
         self._watched = 0  # for which events
@@ -54,8 +59,11 @@ class Channel:
         loop: Readiness,
         heard: Callable[[Message, list[int]], None],
         ended: Callable[[], None],
+        *,
+        descriptors: bool = True,
     ) -> None:
-        """Be served by this loop from now on."""
+        """Be served by this loop from now on; without `descriptors`, what comes of them is closed at once."""
+        self._takes_descriptors = descriptors
         self._loop, self._heard, self._ended = loop, heard, ended
         self._watch()
 
@@ -156,9 +164,12 @@ class Channel:
             if error.errno in _FOR_NOW:
                 return False
             data, descriptors = b"", []
-        for fd in descriptors:
-            os.set_inheritable(fd, False)
-        self._descriptors += descriptors
+        if self._takes_descriptors:
+            for fd in descriptors:
+                os.set_inheritable(fd, False)
+            self._descriptors += descriptors
+        else:
+            close(*descriptors)
         if not data:
             self._end()
             return False
@@ -166,11 +177,17 @@ class Channel:
         for line in lines:
             if self._loop is None:  # closed by whoever heard the one before
                 return False
-            message = json.loads(line)
+            message = _parsed(line)
+            if message is None:
+                continue
             count = message.pop("descriptors", 0)
             mine, self._descriptors = self._descriptors[:count], self._descriptors[count:]
             if self._heard is not None:
                 self._heard(message, mine)
+        if len(self._received) > MOST_MESSAGE:
+            log.warning("the other side of a channel says what has no end; it is not heard any more")
+            self._received = b""
+            self._end()
         return True
 
     def _end(self) -> None:
@@ -180,6 +197,18 @@ class Channel:
             self._loop = None
         if ended is not None:
             ended()
+
+
+def _parsed(line: bytes) -> Message | None:
+    """Return what a line says; None where it is no message, for a plugin may write there, too."""
+    try:
+        message = json.loads(line)
+        if isinstance(message, dict) and isinstance(message.get("descriptors", 0), int):
+            return message
+    except (ValueError, RecursionError):
+        pass
+    log.warning("what came over a channel is no message: %.60r", line)
+    return None
 
 
 def _duplicates(descriptors: Sequence[int]) -> list[int]:

@@ -70,6 +70,26 @@ class ControlSocket:
         """Return what a program that takes the place of this one (`exec`) needs to go on listening."""
         return [self._socket.fileno()]
 
+    def renew(self) -> bool:
+        """Listen at the path anew where its file is gone; return whether it was. Raises PlaceError.
+
+        Clients that are connected stay.
+        """
+        if identity(self.path) == self._file:
+            return False
+        sock = _listen(self.path)
+        try:
+            sock.setblocking(False)
+            self._loop.watch(sock.fileno(), self._accept)
+        except BaseException:
+            sock.close()
+            remove_if(self.path, identity(self.path))
+            raise
+        self._loop.unwatch(self._socket.fileno())
+        self._socket.close()
+        self._socket, self._file = sock, identity(self.path)
+        return True
+
     def leave(self) -> None:
         """Close the descriptors alone, in a forked process: the loop and the file are its parent's."""
         self._socket.close()

@@ -5,6 +5,7 @@ They are the supervisor's. Workers have copies, and close those without harm to 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,9 +14,11 @@ from typing import Any
 
 from srvkit.config.model import Config, ServerSettings
 from srvkit.errors import ListenError
-from srvkit.net.address import Address, covers, overlap, parse
+from srvkit.net.address import Address, covers, overlap, parse, place_of
 from srvkit.net.listener import Listener, SocketSettings, bind_each, look_up_owner, resolve, share
 from srvkit.process.boundary import attempt
+
+log = logging.getLogger("srvkit.process")
 
 Names = Mapping[str, Any]  # what `look_up_names` has found, and fit for a message
 NO_NAMES: Names = {"hosts": {}, "owners": {}}
@@ -75,6 +78,7 @@ class ListeningSockets:
         self.of: dict[str, list[Listener]] = {}  # by the name of the server
         self._placed: list[tuple[str, Address, Address]] = []  # server, as written, with numbers
         self._sharing: list[Listener] = []  # until all of them listen
+        self._remade: list[tuple[Listener, Listener]] = []  # a new one, and the one that has lost its file
         try:
             for name, settings in config.server.items():
                 self.of[name] = [
@@ -92,6 +96,7 @@ class ListeningSockets:
         """Know sockets that a predecessor of this program has opened; each with its server and its key."""
         made = cls.__new__(cls)
         made._before, made.added, made._settings, made._sharing = None, [], {}, []
+        made._remade = []
         made._by_address, made.of = {}, {}
         for server, name, address, listener in entries:
             made._by_address.setdefault((name, address), []).append(listener)
@@ -129,10 +134,12 @@ class ListeningSockets:
             numeric = choices[0]
         self._place(name, address, numeric)
         if found is None:
-            beside = self._beside(numeric)
-            found = bind_each(address, self._settings[name], numeric, beside)
+            beside, lost = self._beside(numeric), self._lost(numeric)
+            self._sharing += beside  # first: it may be all that there was time for
+            found = bind_each(address, self._settings[name], numeric, beside, lost)
             self.added += found
-            self._sharing += [*beside, *found] if beside else ()
+            self._sharing += found if beside else ()
+            self._remade += [(one, lost) for one in found] if lost is not None else ()
             for listener in found:
                 # Workers share it: where one has taken what woke them all, the others must not wait.
                 if listener.is_stream:
@@ -152,6 +159,14 @@ class ListeningSockets:
         else:
             return self._before._by_address.get(_key(name, numeric))
         return found[:1] or None
+
+    def _lost(self, numeric: Address) -> Listener | None:
+        """Return what has lost its file at this path to somebody who removed it."""
+        if self._before is None or not numeric.is_unix or numeric.is_abstract:
+            return None
+        place = place_of(numeric.path)
+        lost = (one for one in self._before if one.has_lost_its_file and place_of(one.path) == place)
+        return next(lost, None)
 
     def _place(self, name: str, address: Address, numeric: Address) -> None:
         for server, other, placed in self._placed:
@@ -186,6 +201,9 @@ class ListeningSockets:
         All of them listen by now.
         """
         share(self._sharing, False)
+        for listener, lost in self._remade:
+            listener.succeed(lost)
+            log.warning("%s: its file was gone, and is made anew", listener.address)
         for name, listeners in self.of.items():
             for listener in listeners:
                 if listener not in self.added:

@@ -138,6 +138,8 @@ class _PidInFile:
     `fileno()` may be handed on over `exec`, and the constructor takes it again.
     """
 
+    mode = 0o600
+
     def __init__(self, path: Path, fd: int) -> None:
         os.set_inheritable(fd, False)
         self.path = path
@@ -154,6 +156,19 @@ class _PidInFile:
         if self._fd >= 0:
             close(self._fd)
             self._fd = -1
+
+    def renew(self) -> bool:
+        """Make the file anew where it is gone; return whether it was.
+
+        Raises PlaceError, OSError; BlockingIOError where another process has made it meanwhile.
+        """
+        if self._fd < 0 or identity(self._fd) == identity(self.path):
+            return False
+        make_folder(self.path.parent)
+        made = self._take(self.path, self.mode)
+        os.close(self._fd)
+        self._fd = made._fd
+        return True
 
     def remove(self) -> None:
         """Remove the file, unless another stands in its place by now, and give the lock back."""
@@ -195,7 +210,7 @@ class Lock(_PidInFile):
         path = control.with_name(f"{control.name}.lock")
         try:
             make_folder(control.parent)
-            return cls._take(path, 0o600)
+            return cls._take(path, cls.mode)
         except BlockingIOError as other:
             pid = f" (pid {other})" if str(other) else ""
             raise AlreadyRunning(f"this configuration is running already{pid}") from None
@@ -208,6 +223,8 @@ class Lock(_PidInFile):
 class PidFile(_PidInFile):
     """`[srvkit] pid_file`, for those who expect one."""
 
+    mode = 0o644
+
     @classmethod
     def write(cls, pid_file: str, config: Path | str) -> PidFile:
         """Write this process's pid to the file, relative to the configuration's folder.
@@ -217,7 +234,7 @@ class PidFile(_PidInFile):
         path = _explicit(pid_file, config)
         make_folder(path.parent)
         try:
-            return cls._take(path, 0o644)
+            return cls._take(path, cls.mode)
         except BlockingIOError as other:
             raise AlreadyRunning(f"{path} belongs to a process that is running (pid {other})") from None
         except OSError as error:

@@ -37,6 +37,7 @@ from srvkit.process.workers import Surroundings, WorkerProcess, Workers
 log = logging.getLogger("srvkit.process")
 
 MOST_OUTPUT = 65536  # bytes
+ROOM = 16  # descriptors that a program takes to come to its loop
 
 SocketOf = Callable[[int], socket.socket]  # makes the socket of a descriptor that was handed over
 
@@ -95,6 +96,7 @@ def execute(table: Table, descriptors: list[int], environ: dict[str, str], signa
     """
     memory = -1
     try:
+        _see_that_there_is_room()
         memory = unnamed_file("replaces")
         _write_all(memory, json.dumps(table | {"format": origin.FORMAT}).encode())
         hold_back(*signals)  # the new program has no handlers yet
@@ -110,6 +112,17 @@ def execute(table: Table, descriptors: list[int], environ: dict[str, str], signa
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         if memory >= 0:
             close(memory)
+
+
+def _see_that_there_is_room() -> None:
+    """Raise OSError where the new program would be short of descriptors when there is no way back."""
+    taken: list[int] = []
+    try:
+        for _ in range(ROOM):
+            taken.append(os.dup(0))
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -119,6 +119,7 @@ class Supervisor:
         self._reminder = Reminder(self._loop)
         self._control: ControlSocket | None = None
         self._lock: Lock | None = None
+        self._gone: set[str] = set()  # what was said of files that are gone
         self._pid_file: PidFile | None = None
 
     def run(self) -> int:
@@ -187,6 +188,37 @@ class Supervisor:
                 log.warning("srvkit status and the like will not work: %s", error)
         if settings.pid_file:
             self._pid_file = PidFile.write(settings.pid_file, config.path or ".")
+
+    def _renew_places(self) -> list[str]:
+        """Make anew what somebody has removed, a cleaner of /tmp, say; return what cannot be."""
+        folder = self._generation.config.folder if self._generation is not None else None
+        gone = []
+        for thing in (self._control, self._lock, self._pid_file):
+            if thing is None:
+                continue
+            try:
+                if folder is not None and folder.is_relative_to(thing.path.parent) and not folder.exists():
+                    gone.append(f"{thing.path} is gone, and the folder of the configuration with it")
+                elif thing.renew():
+                    log.warning("%s: the file was gone, and is made anew", thing.path)
+            except BlockingIOError as other:
+                gone.append(f"{thing.path} belongs to another process by now: {other}")
+            except (OSError, SrvkitError) as error:
+                gone.append(f"{thing.path} is gone, and cannot be made anew: {in_words(error)}")
+        return gone
+
+    def _complain_of_places(self) -> None:
+        for line in self._renew_places():
+            log.warning("%s", line)
+
+    def _look_at_files(self) -> None:
+        gone = set(self._renew_places())
+        for listener in self._generation.sockets if self._generation is not None else ():
+            if listener.has_lost_its_file:
+                gone.add(f"{listener.address}: its file is gone; a reload makes it anew")
+        for line in sorted(gone - self._gone):
+            log.warning("%s", line)
+        self._gone = gone
 
     def _is_over(self) -> bool:
         return self._stopping and not self._children
@@ -408,6 +440,7 @@ class Supervisor:
             self._replies.append(reply)
         log.info("reloading")
         self._notifier.reloading()
+        attempt("looking at files", self._complain_of_places)
         try:
             self._begin_change(*self._read())
         except Exception as error:
@@ -557,6 +590,7 @@ class Supervisor:
     def _look(self) -> None:
         assert self._generation is not None
         timeout = self._generation.config.srvkit.heartbeat_timeout
+        attempt("looking at files", self._look_at_files)
         now = monotonic()
         if now > self._look_planned + LATE:
             # This process was stopped, and perhaps all of them were: let them come round first.

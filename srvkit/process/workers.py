@@ -331,7 +331,7 @@ class Workers:
         def heard(message: Message, _: list[int]) -> None:
             attempt(f"{self.name}: a message of worker {worker.pid}", partial(self._heard, worker, message))
 
-        worker.channel.attach(self._around.loop, heard, lambda: None)
+        worker.channel.attach(self._around.loop, heard, lambda: None, descriptors=False)
 
     def _too_late(self, worker: WorkerProcess) -> None:
         if worker.state == "starting":
