@@ -73,7 +73,8 @@ ALONE = """
 set -e
 ip link set lo up
 mount -t proc proc "$1/proc"
-exec chroot "$@"
+chroot "$@" && exit  # not in the shell's place: the first process of a namespace is treated differently
+exit "$?"
 """
 
 
