@@ -70,7 +70,7 @@ def _tables(plugins: Plugins) -> Iterator[str]:
         ("HOOKS", ("name", ""), _hooks(plugins)),
     ):
         yield from _table(title, head, [*rows], width)
-    for note in plugins.notes:
+    for note in plugins.remarks():
         yield f"note: {note}"
 
 

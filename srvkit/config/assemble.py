@@ -26,7 +26,7 @@ class Assembled:
 
     def notes(self) -> list[str]:
         """Return what is worth knowing, although nothing is wrong."""
-        return [*self.plugins.notes, *monkey.notes(), *notes_on(terms_of(self.certificates))]
+        return [*self.plugins.remarks(), *monkey.notes(), *notes_on(terms_of(self.certificates))]
 
     def try_models(self, problems: Problems) -> None:
         """Make the loop of each model once. Raises ConfigError, of status 3, where one cannot be had."""

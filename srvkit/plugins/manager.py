@@ -15,18 +15,20 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pluggy import HookImpl, PluginManager, PluginValidationError
 
 from srvkit.errors import ConfigError, PluginError
-from srvkit.plugins import builtin, connection_log, hookspecs
-from srvkit.plugins.sources import Source, answerable, configured, import_name, installed
+from srvkit.plugins import builtin, connection_log, hookspecs, overlooked
+from srvkit.plugins.sources import INIT, Source, answerable, configured, folders, import_name, installed
 
 log = logging.getLogger("srvkit.plugins")
 
 BUILTIN = "srvkit"
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("srvkit_")}
+REFUSING = ("srvkit_verify_request", "srvkit_configure")  # who misses these lets in what was to stay out
 NAME = re.compile(r"[a-z0-9._-]+")
 
 
@@ -56,6 +58,7 @@ def make_manager(
     for source in wanted:
         made._add(source)
     made._collect()
+    made._note_what_is_overlooked(folders(plugins, folder))
     return made
 
 
@@ -63,7 +66,7 @@ class Plugins:
     """The plugins of one process: their hooks, and everything they offer, by name."""
 
     def __init__(self) -> None:
-        self.pm = PluginManager("srvkit")
+        self.pm = _Manager("srvkit")
         self.pm.add_hookspecs(hookspecs)
         self.hook = self.pm.hook
         self.handlers: dict[str, Offer] = {}
@@ -71,6 +74,7 @@ class Plugins:
         self.framings: dict[str, Offer] = {}
         self.notes: list[str] = []  # worth a line in the log, each; nothing is wrong
         self._configured: set[str] = set()
+        self._unnamed: dict[type[Any], str] = {}  # handlers that no plugin offers, with the note that says so
 
     def __repr__(self) -> str:
         return f"<Plugins: {', '.join(name for name, _ in self.pm.list_name_plugin())}>"
@@ -78,6 +82,10 @@ class Plugins:
     def log_connections(self) -> None:
         """Let srvkit's own observer write a log record for each connection, from the next server made."""
         self.pm.register(connection_log, f"{BUILTIN} connection log")
+
+    def remarks(self) -> list[str]:
+        """Return all notes, with those of handlers that no name leads to."""
+        return [*self.notes, *self._unnamed.values()]
 
     def implementers(self, hook: str) -> list[str]:
         """Return the names of the plugins that implement `hook`; empty where nobody does."""
@@ -135,13 +143,20 @@ class Plugins:
                 thing = getattr(thing, part)
         if not isinstance(thing, type):
             raise PluginError(reference, f"{path!r} in {file} is {_article(thing)}, not a class")
+        self._unnamed.pop(thing, None)
         return thing
 
     def _add(self, source: Source) -> None:
         plugin = source.load()
         if known := self.pm.get_name(plugin):
             raise PluginError(source.name, f"is the same as plugin {known}: name it once")
-        if not self._check_hooks(source.name, plugin):
+        self.pm.leave_out(plugin, source.siblings)
+        count = self._check_hooks(source.name, plugin)
+        if inspect.ismodule(plugin):
+            self._check_classes(source.name, plugin)
+        if not count:
+            if source.siblings or Path(source.name).name == INIT:
+                return  # a package like any other
             if source.explicit:
                 raise PluginError(source.name, f"implements no hook{_where(plugin)}: is @hookimpl missing?")
             self.notes.append(f"{source.name} implements no hook, it is no plugin: name it _… to say so")
@@ -159,11 +174,11 @@ class Plugins:
         for attribute in dir(plugin):
             options = self.pm.parse_hookimpl_opts(plugin, attribute)
             if options is None:
-                function = vars(plugin).get(attribute) if inspect.ismodule(plugin) else None
-                if attribute in HOOKS and inspect.isfunction(function):
-                    raise PluginError(name, f"{attribute} is not marked with @hookimpl{_where(function)}")
+                if inspect.ismodule(plugin) and not self.pm.is_left_out(plugin, attribute):
+                    self._check_unmarked(name, plugin, attribute)
                 continue
             hook, function = options.get("specname") or attribute, getattr(plugin, attribute)
+            _refuse_coroutine(name, attribute, function, options)
             if hook in HOOKS:
                 _check_arguments(name, hook, function)
             elif not options.get("optionalhook"):
@@ -172,6 +187,41 @@ class Plugins:
                 )
             count += 1
         return count
+
+    def _check_unmarked(self, name: str, plugin: ModuleType, attribute: str) -> None:
+        thing = vars(plugin).get(attribute)
+        if not attribute.startswith("srvkit_") or not callable(thing) or isinstance(thing, type):
+            return
+        if attribute in HOOKS:
+            raise PluginError(name, f"{attribute} is not marked with @hookimpl{_where(thing)}")
+        if getattr(thing, "__module__", None) != plugin.__name__:
+            return
+        if hint := _did_you_mean(attribute, HOOKS, cutoff=0.8):
+            raise PluginError(name, f"{attribute} is no hook{hint} (with @hookimpl){_where(thing)}")
+        self.notes.append(f"{name}: {attribute} is called like a hook, and there is none of this name")
+
+    def _check_classes(self, name: str, plugin: ModuleType) -> None:
+        """Refuse a method that was to refuse clients, and note other hooks that are methods."""
+        for owner, hook, function in overlooked.hooks_in_classes(plugin, HOOKS):
+            said = f"{hook} is a method of {owner}, only functions of the module itself are hooks"
+            if hook in REFUSING:
+                raise PluginError(name, f"{said}{_where(function)}")
+            self.notes.append(f"{name}: {said}")
+
+    def _note_what_is_overlooked(self, searched: list[tuple[Path, Path]]) -> None:
+        taken = set()
+        offered = {offer.thing for offer in self.handlers.values()}
+        for name, plugin in self.pm.list_name_plugin():
+            callers = self.pm.get_hookcallers(plugin) or []
+            impls = [impl for caller in callers for impl in caller.get_hookimpls() if impl.plugin is plugin]
+            taken |= {getattr(_code(impl.function), "co_filename", "") for impl in impls}
+            if inspect.ismodule(plugin) and name in self._configured:
+                for one in overlooked.handlers_in(plugin):
+                    if not any(one in thing.__mro__ for thing in offered):
+                        note = f"{name} has a handler {one.__name__} that it does not offer: return it from "
+                        self._unnamed[one] = f"{note}srvkit_handlers, or name it _{one.__name__} to say so"
+        for path, shown in searched:
+            self.notes += overlooked.files_in(path, shown, taken)
 
     def _collect(self) -> None:
         self.handlers = self._offers("handler", "srvkit_handlers")
@@ -200,6 +250,27 @@ class Plugins:
         return first
 
 
+class _Manager(PluginManager):
+    """One that leaves out hooks which a package has from the plugins beside it: these have them already."""
+
+    def __init__(self, project_name: str) -> None:
+        self._left_out: dict[int, frozenset[str]] = {}  # by id of the plugin: files
+        super().__init__(project_name)
+
+    def leave_out(self, plugin: object, files: frozenset[str]) -> None:
+        """Let hooks that are defined in these files be none of this plugin's."""
+        if files:
+            self._left_out[id(plugin)] = files
+
+    def is_left_out(self, plugin: object, name: str) -> bool:
+        """Tell whether what a plugin calls so is another one's."""
+        files = self._left_out.get(id(plugin))
+        return bool(files) and getattr(_code(getattr(plugin, name, None)), "co_filename", "") in (files or ())
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return None if self.is_left_out(plugin, name) else super().parse_hookimpl_opts(plugin, name)
+
+
 def _call_or_complain(what: str, function: Callable[..., object], *arguments: Any) -> None:
     try:
         function(*arguments)
@@ -213,6 +284,15 @@ def _without_blocked(sources: list[Source], block: Sequence[str]) -> list[Source
         if entry not in names:
             raise PluginError(entry, f"there is no such plugin to block{_did_you_mean(entry, names)}")
     return [source for source in sources if not {source.name, *source.aliases} & set(block)]
+
+
+def _refuse_coroutine(plugin: str, hook: str, function: Any, options: Any) -> None:
+    """Refuse what returns something else than it seems to: a coroutine is never False."""
+    is_wrapper = options.get("wrapper") or options.get("hookwrapper")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise PluginError(plugin, f"{hook} is a coroutine, and hooks are not awaited{_where(function)}")
+    if inspect.isgeneratorfunction(function) and not is_wrapper:
+        raise PluginError(plugin, f"{hook} yields, and is no wrapper: it would never run{_where(function)}")
 
 
 def _check_arguments(plugin: str, hook: str, function: Any) -> None:
@@ -251,8 +331,12 @@ def _what_is_wrong(offers: object) -> str:
     return ""
 
 
+def _code(thing: Any) -> Any:
+    return getattr(inspect.unwrap(thing), "__code__", None) if callable(thing) else None
+
+
 def _where(thing: Any) -> str:
-    code = getattr(inspect.unwrap(thing), "__code__", None) if callable(thing) else None
+    code = _code(thing)
     if code is not None:
         return f" ({code.co_filename}:{code.co_firstlineno})"
     file = getattr(thing, "__file__", None)
@@ -263,8 +347,8 @@ def _article(thing: object) -> str:
     return "None" if thing is None else f"an object of type {type(thing).__name__}"
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f", did you mean {close[0]!r}?" if close else ""
 
 

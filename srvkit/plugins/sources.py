@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ from srvkit.concurrency import monkey
 from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
 
+INIT = "__init__.py"
 _MADE_HERE = "__srvkit_plugin__"  # in the namespace of every module that a `_Loader` made
 _MACHINERY = (os.path.dirname(__file__) + os.sep, os.path.dirname(importlib.__file__) + os.sep, "<frozen ")
 
@@ -40,6 +41,7 @@ class Source:
     aliases: tuple[str, ...] = ()  # what else names it in `block`
     configured: bool = False  # named by the configuration, not merely installed
     explicit: bool = True  # False for a file of a folder, which may also be there to help the others
+    siblings: frozenset[str] = frozenset()  # of an __init__.py: the plugins beside it
 
 
 def configured(entries: Sequence[str], folder: Path | None) -> list[Source]:
@@ -60,6 +62,13 @@ def configured(entries: Sequence[str], folder: Path | None) -> list[Source]:
                 raise PluginError(source.name, f"named twice, by {found[source.name][0]!r} and by {entry!r}")
             found[source.name] = (entry, source)
     return [source for _entry, source in found.values()]
+
+
+def folders(entries: Sequence[str], folder: Path | None) -> list[tuple[Path, Path]]:
+    """Return which of the entries are folders, with how one calls them."""
+    base = Path(os.path.abspath(folder or "."))
+    named = [(Path(os.path.abspath(base / entry)), Path(os.path.normpath(entry))) for entry in entries]
+    return [(path, shown) for path, shown in named if path.is_dir()]
 
 
 def installed() -> list[Source]:
@@ -117,7 +126,12 @@ def _sources_of(entry: str, base: Path, loader: _Loader) -> list[Source]:
             files = sorted(file for file in path.iterdir() if _is_plugin_file(file))
         except OSError as error:
             raise PluginError(entry, f"cannot read folder {path}: {error.strerror}") from error
-        return [_file_source(str(shown / file.name), file, loader, explicit=False) for file in files]
+        found = [_file_source(str(shown / file.name), file, loader, explicit=False) for file in files]
+        init = path / INIT
+        if init.is_file():  # first: it is imported before the others anyway
+            source = _file_source(str(shown / INIT), init, loader, explicit=False)
+            found.insert(0, replace(source, siblings=frozenset(map(str, files))))
+        return found
     if entry.endswith(".py") and path.is_file():
         return [_file_source(str(shown), path, loader, explicit=True)]
     if not all(part.isidentifier() for part in entry.split(".")) or entry.endswith(".py"):
@@ -166,6 +180,8 @@ class _Loader:
         self._claimed: set[str] = set()
 
     def load(self, file: Path) -> ModuleType:
+        if file.name == INIT and file.parent != self._base:
+            return sys.modules[self._package(file.parent)]
         name = self._claim(self._package(file.parent), file.stem, file)
         if name not in sys.modules:
             spec = importlib.util.spec_from_file_location(name, file)

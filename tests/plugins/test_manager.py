@@ -113,9 +113,7 @@ class TestFinding:
         assert plugins.handlers["second"].plugin == "plugs/two.py"
         assert plugins.implementers("srvkit_handlers")[-2:] == ["plugs/one.py", "plugs/two.py"]
 
-    @pytest.mark.parametrize(
-        "name", ["_private.py", "__init__.py", "test_one.py", "conftest.py", "notes.txt", ".x.py"]
-    )
+    @pytest.mark.parametrize("name", ["_private.py", "test_one.py", "conftest.py", "notes.txt", ".x.py"])
     def test_other_files_of_a_folder_are_no_plugins(self, name, write, make):
         write("plugs/one.py", offering("first"))
         write(f"plugs/{name}", "@hookimpl\ndef srvkit_no_hook_at_all(): ...\n")
