@@ -379,6 +379,9 @@ class Supervisor:
         sockets = ListeningSockets.inherited(entries)
         workers = {entry["name"]: self._adopted(entry, sockets, config) for entry in table["workers"]}
         self._old += [self._adopted(entry, sockets, config) for entry in table["old"]]
+        for name, one in workers.items():
+            if name in config.server:  # until there are new ones, and for good where none come to be
+                one.keep_up(len(one.listening()))
         self._generation = Generation(table["generation"], config, sockets, workers=workers)
         self._look_after(config.srvkit.heartbeat_timeout)
         self._children.reap()  # those that ended meanwhile

@@ -172,7 +172,7 @@ class Workers:
                 return
 
     def adopt(self, worker: WorkerProcess) -> None:
-        """Look after a worker that a predecessor of this program has started; it is not replaced."""
+        """Look after a worker that a predecessor of this program has started; see `keep_up`."""
         around = self._around
         self._ending, self._on_trial = True, False
         self.workers[worker.pid] = worker
@@ -183,9 +183,11 @@ class Workers:
             worker.order = {}
             self._kill_after(worker, self._config.srvkit.drain_timeout + CUT_TIME)
 
-    def keep_up(self) -> None:
-        """Replace, from now on, whatever ends."""
-        self._on_trial = False
+    def keep_up(self, wanted: int | None = None) -> None:
+        """Replace, from now on, whatever ends, so that there are as many as are wanted."""
+        self._on_trial = self._ending = False
+        if wanted is not None:
+            self.wanted = wanted
 
     def want(self, count: int) -> None:
         """Have so many workers from now on."""

@@ -144,3 +144,35 @@ def test_the_interpreter_gets_the_same_words(managed):
     after = Path(f"/proc/{program.pid}/cmdline").read_bytes()
     assert before.split(b"\0")[1:] == after.split(b"\0")[1:]
     assert after.split(b"\0")[0] == os.fsencode(sys.executable)
+
+
+REFUSES = """
+import os, runpy
+from srvkit.process import reload
+
+def refuse(*_):
+    if not os.path.exists("enough"):
+        raise OSError(28, "No space left on device")
+
+if "SRVKIT_REPLACES" in os.environ:  # this is the new installation, once it has taken over
+    reload.descriptors.make_room = refuse
+runpy.run_module("srvkit", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_workers_are_replaced_also_where_the_new_one_comes_to_none_of_its_own(managed, eventually):
+    managed.write(server(more="workers = 2"))
+    managed.program = managed.start("-c", REFUSES, "run")
+    managed.program.wait_for("listening on ")
+    before = managed.workers()
+    managed.signal(signal.SIGUSR2)
+    managed.program.wait_for("the reload has failed, everything goes on as before$")
+    assert "No space left on device" in managed.program.log
+    assert sorted(managed.workers()) == sorted(before)
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: len(managed.workers()) == 2 and before[0] not in managed.workers())
+    assert managed.answer().startswith(b"hello one ")
+    (managed.folder / "enough").touch()
+    managed.reload()
+    eventually(lambda: len(managed.server()["workers"]) == 2)
+    assert managed.program.end() == 0
