@@ -26,6 +26,7 @@ from typing import Any
 from srvkit.concurrency import monkey
 from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
+from srvkit.plugins.interpreter import Interpreter
 
 INIT = "__init__.py"
 _MADE_HERE = "__srvkit_plugin__"  # in the namespace of every module that a `_Loader` made
@@ -89,7 +90,7 @@ def answerable(plugin: str, failure: str) -> Iterator[None]:
 
     SystemExit is such an error too, a KeyboardInterrupt is the user's and passes. The current folder,
     the beginning of `sys.path` and the signal handlers belong to the process: they are put back, and
-    changing them is an error.
+    changing them is an error. The signal mask and what would spoil the interpreter are put back.
     """
     before = _ProcessState.now()
     try:
@@ -263,6 +264,8 @@ class _ProcessState:
     cwd: str | None
     import_path: list[str]
     handlers: dict[int, Any]  # signal number to handler, None for one that Python did not set
+    held_back: set[int]  # signals
+    interpreter: Interpreter
 
     @classmethod
     def now(cls) -> _ProcessState:
@@ -271,7 +274,9 @@ class _ProcessState:
             cwd = os.getcwd()
         in_main = threading.current_thread() is threading.main_thread()  # only there can handlers be set
         numbers: Iterable[int] = signal.valid_signals() if in_main else ()
-        return cls(cwd, list(sys.path), {number: signal.getsignal(number) for number in numbers})
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        held_back = set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return cls(cwd, list(sys.path), handlers, held_back, Interpreter.now())
 
     def put_back(self) -> list[str]:
         """Undo what differs by now, and name it; appending to `sys.path` is everybody's right."""
@@ -279,6 +284,8 @@ class _ProcessState:
         if patched := monkey.replaced():
             monkey.put_back()
             changed.append(f"{', '.join(patched)} of the standard library")
+        self.interpreter.put_back()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.held_back)
         now = self.now()
         if self.cwd is not None and now.cwd != self.cwd:
             os.chdir(self.cwd)

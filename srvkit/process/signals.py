@@ -17,7 +17,18 @@ PLAIN: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}  # what Pyth
 # What is said to a whole group of processes, or to all of one name, is meant for the first of them.
 IGNORED_SIGNALS = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGALRM", "SIGWINCH")
+    for name in (
+        "SIGINT",
+        "SIGHUP",
+        "SIGUSR1",
+        "SIGUSR2",
+        "SIGTTIN",
+        "SIGTTOU",
+        "SIGALRM",
+        "SIGVTALRM",
+        "SIGPROF",
+        "SIGWINCH",
+    )
     if hasattr(signal, name)
 )
 
@@ -131,6 +142,15 @@ class Signals:
         signal.set_wakeup_fd(self._wakeup_before)
         _forks.end()
         close(self._read, self._write)
+
+    def take_back(self) -> None:
+        """Catch them again, where somebody else's code had the main thread and has changed that."""
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in self._numbers:
+            signal.signal(number, self._noted)
+        for number in self._ignored:
+            signal.signal(number, _nothing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._numbers, *self._ignored})
 
     def _forked(self) -> None:
         signal.set_wakeup_fd(-1)  # what is written there would be a signal to the parent

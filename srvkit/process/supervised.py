@@ -15,10 +15,12 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
+from srvkit.concurrency import monkey
 from srvkit.config.assemble import assemble
 from srvkit.config.certificates import load_certificates, read_files, terms_of
 from srvkit.config.compose import Plan
@@ -50,6 +52,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
 BEATS = 3  # in one heartbeat_timeout
 SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
 KILL_TIME = 1.0  # seconds for a handler to notice that an operator has cut its connection
+EXIT_TIME = 1.0  # seconds for functions of atexit, once everything is served
 LAST_MOMENT = 0.4  # seconds for handlers to notice, when there is no supervisor any more
 STOP_TIME = 0.5  # seconds for other threads to hold still while their stacks are written
 
@@ -183,9 +186,17 @@ def serve(post: Post) -> int:
         return CANNOT_START
     if worker.failure:
         channel.say({"event": "failed", "errors": [f"{post.server}: {worker.failure}"]})
+    monkey.start_thread(partial(_end_in_any_case, status), "the end")
     atexit._run_exitfuncs()
     logging.shutdown()
     return status
+
+
+def _end_in_any_case(status: int) -> None:
+    """End the process when what a plugin has registered with `atexit` takes too long."""
+    sleep(EXIT_TIME)
+    log.warning("functions that a plugin registered with atexit do not end, left behind")
+    os._exit(status)
 
 
 def _hold_on_to(lifeline: int) -> None:
@@ -262,6 +273,7 @@ class SupervisedWorker(Worker):
         super().__init__([server], plugins, settings.drain_timeout, signals, IGNORED_SIGNALS)
         self._server = server
         self._server.on_enough = self._has_enough
+        self._server.on_beat = self._interpreter.put_back
         self.on_ready = self._tell_ready
         if self._runs_in_loop:
             self._loop.call_later(self._interval, self._vouch)

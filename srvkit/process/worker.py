@@ -18,6 +18,7 @@ from srvkit.concurrency import monkey
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
 from srvkit.net.readiness import Readiness, Timer
+from srvkit.plugins.interpreter import Interpreter
 from srvkit.plugins.manager import Plugins
 from srvkit.process.serving import see_through
 from srvkit.process.signals import Signals, SignalsOfChildren
@@ -74,6 +75,7 @@ class Worker:
         self._drain_timeout = drain_timeout
         self._signals = Signals(*signals, ignored=ignored)
         self._ignored = ignored
+        self._interpreter = Interpreter.now()
         self._loop = Readiness()
         self._serving: set[Served] = set(self.servers)
         self._stopping = False
@@ -192,6 +194,9 @@ class Worker:
         def ready() -> None:
             nonlocal started
             started = True
+            if not server.fork_beside_threads:  # its startup() was run in the main thread
+                self._signals.take_back()
+            self._interpreter.put_back()
             self._signals.breaking = False
             self.announce(server)
             self.on_ready()

@@ -48,6 +48,9 @@ class AccountsMixIn(Steps):
         self._number = array("Q")
         self._since = array("d")
 
+    def on_beat(self) -> None:
+        """Hear of each beat; in the loop's thread."""
+
     def on_enough(self) -> None:
         """Hear that so many requests have come; in the loop's thread."""
 
@@ -57,6 +60,7 @@ class AccountsMixIn(Steps):
 
         def beat() -> None:
             self.board.beat()
+            self.on_beat()
             loop.call_later(self.beat_interval, beat)
 
         beat()

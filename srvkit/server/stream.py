@@ -127,6 +127,8 @@ class TCPServer(BaseServer):
             connection, client_address = self.socket.accept()  # of a listener that wraps its connections
             return connection, client_address
         connection, client_address = accept(self.socket, self.connection_class)
+        if socket.getdefaulttimeout() is not None:  # a handler's own, for the sockets that it makes
+            _Socket.settimeout(connection, None)
         for listener in self._listeners:
             if listener.socket is self.socket:
                 listener.prepare(connection)
