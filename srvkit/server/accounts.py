@@ -66,14 +66,14 @@ class AccountsMixIn(Steps):
         beat()
 
     @passes_datagrams
-    def admit(self, request: Any, client_address: Any) -> None:
+    def admit_request(self, request: Any, client_address: Any) -> None:
         """Count the request and have it handled."""
         self.board.accepted()
         self._numbers += 1
         self.note(request, client_address)
         if self._numbers == self.retire_after:
             self.on_enough()
-        super().admit(request, client_address)
+        super().admit_request(request, client_address)
 
     def refuse_request(self, request: Any) -> None:
         """Count the request, which is not handled."""

@@ -1,6 +1,7 @@
 """The life of a request, in the standard library's own step names.
 
-    wait -> get_request -> verify_request -> admit (a PROXY header, TLS) -> process_request (the mixin)
+    wait -> get_request -> verify_request -> admit_request (a PROXY header, TLS)
+         -> process_request (the mixin)
          -> finish_request (the handler) -> shutdown_request -> close_request
 
 `BaseServer` knows no sockets of its own (`stream.py` and `datagram.py` do) and not how many requests are
@@ -33,6 +34,7 @@ from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
 from srvkit.server.guard import LimitSettings, Seats
 from srvkit.server.lingering import Lingering
 from srvkit.server.polling import WakingFlag, replaced_selector, wait_readable
+from srvkit.server.unclaimed import unclaimed
 
 log = logging.getLogger("srvkit.server")
 
@@ -101,7 +103,7 @@ class BaseServer:
     taking_requests = False  # whether further requests may follow before requests_taken() is called
     _more = False  # whether another request may be waiting at the listener being drained
     _takes_the_rest = False  # whether what is taken is what waited when the server was told to drain
-    _failures = 0  # to get a request, in a row
+    _failures_in_a_row = 0  # to get a request, in a row
     _shortage: BaseException | None = None  # because of which accepting was paused last
     _last_complaint = 0.0
     _complaints_held_back = 0
@@ -155,12 +157,12 @@ class BaseServer:
             self._loop = self._shared_loop
             selector_class = None if self._loop is not None or self.lives_in_loop else replaced_selector()
             if self._loop is not None:
-                self._serve(self._loop, poll_interval)
+                self.__serve(self._loop, poll_interval)
             elif selector_class is not None:
-                self._serve_polling(selector_class, poll_interval)
+                self.__serve_polling(selector_class, poll_interval)
             else:
                 with self.make_loop() as self._loop:
-                    self._serve(self._loop, poll_interval)
+                    self.__serve(self._loop, poll_interval)
         finally:
             self._loop = None
             self.__shutdown_request = False
@@ -184,7 +186,7 @@ class BaseServer:
     def loop_ends(self, loop: Readiness) -> None:
         """Put away what lived in `loop`, which serves no longer but still works. May be extended."""
 
-    def _serve(self, loop: Readiness, poll_interval: float) -> None:
+    def __serve(self, loop: Readiness, poll_interval: float) -> None:
         polled = not getattr(self.service_actions, "event_driven", False)
         # An overridden service_actions expects to be called after each single request.
         self._burst = 1 if polled else self._burst_size()
@@ -220,7 +222,7 @@ class BaseServer:
                 self._lingering.end(loop)
             self.loop_ends(loop)
 
-    def _serve_polling(self, selector_class: Any, poll_interval: float) -> None:
+    def __serve_polling(self, selector_class: Any, poll_interval: float) -> None:
         """Serve as the standard library does, by the selector that a program has put in place of its own."""
         with selector_class() as selector:
             selector.register(self, selectors.EVENT_READ)
@@ -238,7 +240,7 @@ class BaseServer:
         From the loop's own thread (a handler, a signal handler), and where no loop runs, it returns at
         once; in the latter case the next `serve_forever` returns immediately.
         """
-        self.stop_serving()
+        self.__shutdown_request = True  # by no method: programs have a stop_serving() of their own
         if self._loop_thread != get_ident():
             self.__is_shut_down.wait()
 
@@ -341,7 +343,7 @@ class BaseServer:
         if STOPPING in self._pauses and not self.requests_at_hand() and not self._lingering:
             self.stop_serving()
 
-    @property
+    @unclaimed
     def listeners(self) -> Sequence[Listener]:
         """The listeners of a server from TOML; empty in any other."""
         return self._listeners
@@ -386,9 +388,9 @@ class BaseServer:
         if not self.verify_request(request, client_address):
             self.refuse_request(request)
             return
-        self.admit(request, client_address)
+        self.admit_request(request, client_address)
 
-    def admit(self, request: Any, client_address: Any) -> None:
+    def admit_request(self, request: Any, client_address: Any) -> None:
         """Have a verified request handled, whatever comes of it. May be extended, to do so later."""
         try:
             self.process_request(request, client_address)
@@ -403,7 +405,7 @@ class BaseServer:
             self.shutdown_request(request)
             raise
         else:
-            self._failures = 0
+            self._failures_in_a_row = 0
 
     def run_step(self, step: Callable[[], object]) -> None:
         """Take a step of a connection that is not handled yet; the mixins override it to do so elsewhere."""
@@ -426,7 +428,7 @@ class BaseServer:
         self.shutdown_request(request)
 
     def _mark_refused(self, request: Any) -> None:
-        if self.limits is not None and not isinstance(request, tuple):
+        if self._listeners and self.limits is not None and not isinstance(request, tuple):
             request.outcome = outcomes.REFUSED
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -517,7 +519,7 @@ class BaseServer:
         loop = self._loop
         if loop is None or self._pauses:
             return
-        if self.draining:
+        if self.draining and self._listeners:
             self._take_the_rest()
             return
         if not self._listeners:
@@ -555,7 +557,8 @@ class BaseServer:
         return (
             self.__shutdown_request
             or bool(self._pauses)
-            or (self.draining and not self._takes_the_rest)  # told to while the handler of one was at work
+            # Told to while the handler of one was at work. Of any other server it is the program's own word.
+            or bool(self.draining and self._listeners and not self._takes_the_rest)
         )
 
     def requests_taken(self) -> None:
@@ -594,10 +597,10 @@ class BaseServer:
             self._more = False
             if not self.__shutdown_request:
                 raise error
-        elif self._failures >= FAILURES_IN_A_ROW:
+        elif self._failures_in_a_row >= FAILURES_IN_A_ROW:
             self.back_off_accepting(error)
         else:
-            self._failures += 1
+            self._failures_in_a_row += 1
 
     def back_off_accepting(self, error: BaseException) -> None:
         """Stop accepting for a moment because something ran out: 10 ms, doubling up to 1 s.
@@ -606,8 +609,8 @@ class BaseServer:
         """
         self._more = False
         self._shortage = error
-        delay = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10))
-        self._failures += 1
+        delay = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures_in_a_row, 10))
+        self._failures_in_a_row += 1
         now = monotonic()
         if now - self._last_complaint >= 1.0:
             held = f" ({self._complaints_held_back} like it held back)" if self._complaints_held_back else ""

@@ -23,7 +23,7 @@ STEPS = (
     "_handle_request_noblock",
     "get_request",
     "verify_request",
-    "admit",
+    "admit_request",
     "process_request",
     "finish_request",
     "shutdown_request",
@@ -72,7 +72,11 @@ class UDPServer(TCPServer):
         super().loop_begins(loop)
         if self.drop_truncated and self._pinned is None:
             self._find_pinned()
-        if self.limits is not None and not hasattr(self.RequestHandlerClass, "handle_message"):
+        if (
+            self._listeners
+            and self.limits is not None
+            and not hasattr(self.RequestHandlerClass, "handle_message")
+        ):
             self._reply_sockets = {}  # message handlers answer through srvkit anyway
         self._plain_steps = not vars(self).keys() & STEPS and all(map(self._is_plain, STEPS))
 
@@ -120,7 +124,7 @@ class UDPServer(TCPServer):
                 except Exception:
                     self.handle_error(request, client_address)
                 else:
-                    self._failures = 0
+                    self._failures_in_a_row = 0
         finally:
             if handled:
                 self.datagrams_handled(handled, size)

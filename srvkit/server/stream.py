@@ -114,14 +114,14 @@ class TCPServer(BaseServer):
     def server_close(self) -> None:
         """Close the listening sockets; a loop that still runs on them ends. May be overridden."""
         if self._loop is not None:
-            self.stop_serving()
+            BaseServer.stop_serving(self)
         for listener in self._listeners:
             listener.close()
         self.socket.close()
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection: return its socket and the client's address. May be overridden."""
-        if self.connection_class is None:
+        if self.connection_class is None or not self._listeners:
             if type(self.socket) is socket.socket:  # as it is now: what accept() makes a connection of
                 return accept(self.socket, self._plain_class)
             connection, client_address = self.socket.accept()  # of a listener that wraps its connections

@@ -107,7 +107,7 @@ class ThresholdMixIn(Steps):
         log.info("%s: %s refused: it is no trusted proxy", self._name(), display(client_address))
         return False
 
-    def admit(self, request: Any, client_address: Any) -> None:
+    def admit_request(self, request: Any, client_address: Any) -> None:
         """Have the request handled once its client is known and the connection secure."""
         if self.proxy is not None:
             header = HeaderAwaited(self, request, partial(self._identified, request, client_address))
@@ -157,14 +157,14 @@ class ThresholdMixIn(Steps):
         if self._is_held_up():
             self._parked.append((request, client_address))
         else:
-            super().admit(request, client_address)
+            super().admit_request(request, client_address)
 
     def _is_held_up(self) -> bool:
         return bool(self._pauses - {MAX_CONNECTIONS, STOPPING})  # these are about who is not accepted yet
 
     def _listen_again(self) -> None:
         while self._parked and not self._is_held_up():
-            super().admit(*self._parked.popleft())
+            super().admit_request(*self._parked.popleft())
         super()._listen_again()
 
     def _refuse(self, request: Any, client_address: Any, outcome: str, error: Exception | None) -> None:
