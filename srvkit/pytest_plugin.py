@@ -9,6 +9,7 @@ PYTEST_DONT_REWRITE, so that `pytest_plugins` may name what a conftest.py has im
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import tempfile
@@ -25,6 +26,7 @@ import pytest
 from srvkit.contracts import missing_packages
 from srvkit.errors import PluginError
 from srvkit.in_memory import converse
+from srvkit.net import unixpath
 from srvkit.net.readiness import READ, WRITE, wait_for
 from srvkit.plugins.manager import make_manager
 from srvkit.process.embed import EmbeddedServer, start
@@ -36,6 +38,7 @@ __all__ = ["LiveServer", "Servers", "converse", "srvkit_models"]
 PATIENCE = 10.0  # seconds until a peer that says nothing fails the test
 LAST_MOMENT = 1.0  # seconds that handlers have to end by themselves when the test is over
 CHUNK = 65536  # bytes of one read
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for Unix sockets where TMPDIR is too long for them
 STREAMS = ("tcp", "unix")
 TRANSPORTS = (*STREAMS, "udp", "unixgram")
 
@@ -244,7 +247,7 @@ class Servers:
         model = self._model if concurrency is None else concurrency
         name = str(model.get("name") if isinstance(model, dict) else model)
         self._skip_unless_able_to_fork(concurrency, name)
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="srvkit-")))
+        folder = self._folder() if "unix" in transport else self._temporary()
         address = f"{transport}:{folder}/server.sock" if "unix" in transport else f"{transport}://127.0.0.1:0"
         observer = self._stack.enter_context(contextlib.closing(Observer(folder)))
         with warnings.catch_warnings():
@@ -258,6 +261,23 @@ class Servers:
         live = LiveServer(embedded, observer, transport, name, folder)
         self._stack.callback(live.stop)
         return live
+
+    def _temporary(self, within: str | None = None) -> Path:
+        return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="srvkit-", dir=within)))
+
+    def _folder(self) -> Path:
+        """Make a folder whose files any client can name: TMPDIR may be too long for that (Nix, Bazel)."""
+        usual = tempfile.gettempdir()
+        for within in (usual, *SHORT_FOLDERS):
+            room = unixpath.MAX_PATH - len(os.fsencode(within))
+            if room >= len("/srvkit-12345678/client-12345.sock") and os.access(within, os.W_OK | os.X_OK):
+                return self._temporary(within)
+        folder = self._temporary(usual)
+        if not os.path.isdir("/proc/self/fd"):
+            return folder
+        fd = os.open(folder, os.O_RDONLY)
+        self._stack.callback(os.close, fd)
+        return Path(f"/proc/self/fd/{fd}")
 
     def _skip_unless_able_to_fork(self, concurrency: object, name: str) -> None:
         others = [one.name for one in threading.enumerate() if one is not threading.main_thread()]

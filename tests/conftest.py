@@ -34,10 +34,11 @@ class Program:
         self.process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | settings.pop("environ", {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="surrogateescape",
             **({"stdin": subprocess.DEVNULL} | settings),
         )
         self.pid = self.process.pid

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 
@@ -285,6 +286,22 @@ def test_what_is_too_long_for_a_datagram_is_dropped(srvkit_server):
     data = bytes(65536)  # one more than is possible on the internet
     assert server.exchange(data) == b""
     assert server.exchange(b"one") == b"ONE"
+
+
+@pytest.mark.parametrize("short", [True, False], ids=["a short folder elsewhere", "no short folder"])
+@pytest.mark.parametrize("model", ["threading", "forking"])
+@pytest.mark.parametrize("transport", ["unix", "unixgram"])
+def test_a_temporary_folder_may_be_too_long_for_sockets(
+    transport, model, short, srvkit_server, tmp_path, monkeypatch
+):
+    folder = tmp_path / ("x" * 60) / ("y" * 60)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    if not short:
+        monkeypatch.setattr("srvkit.pytest_plugin.SHORT_FOLDERS", ())
+    server = srvkit_server(Echo, model, transport)
+    assert len(server.address) < 100
+    assert server.exchange(b"hi\n") == b"hi\n"
 
 
 def test_a_handler_may_be_named(srvkit_server):

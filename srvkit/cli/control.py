@@ -127,7 +127,7 @@ def _ask(
     from srvkit.config import loader
     from srvkit.errors import ConfigError
     from srvkit.process.asking import NotRunning, ask
-    from srvkit.process.places import control_paths
+    from srvkit.process.places import are_others, control_paths, owner_of
 
     control, doubt = "", ""
     try:
@@ -137,10 +137,17 @@ def _ask(
     first: NotRunning | None = None
     for path in control_paths(control, args.config):
         try:
-            return ask(path, request, timeout, until_gone=until_gone)
+            owner = owner_of(path)  # asked before a stop takes it away
+            answer = ask(path, request, timeout, until_gone=until_gone)
         except NotRunning as error:
             first = first or error
+        else:
+            if owner:
+                print(f"srvkit: it is run by the user {owner}", file=sys.stderr)
+            return answer
     text = f"{first or 'srvkit is not running with this configuration'}"
+    if are_others():
+        text += "; what another user runs may be asked by that user, and by root"
     raise NotRunning(f"{text}\nits control socket may be elsewhere: {doubt}" if doubt else text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.errors import SrvkitError
+from srvkit.net import unixpath
 
 
 class ControlError(SrvkitError):
@@ -61,7 +61,7 @@ def ask(
 
 def _connect(sock: socket.socket, path: Path) -> None:
     try:
-        sock.connect(os.fspath(path))
+        unixpath.connect(sock, path)
     except FileNotFoundError:
         reason = f"no control socket at {path}"
     except ConnectionRefusedError:

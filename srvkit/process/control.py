@@ -7,7 +7,6 @@ client's side is `asking`.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from srvkit.net import unixpath
 from srvkit.net.readiness import WRITE, Readiness
 from srvkit.net.socketfile import identity
 from srvkit.process.places import PlaceError, make_folder, remove_if, temporary_name
@@ -77,18 +77,23 @@ class ControlSocket:
         """
         if identity(self.path) == self._file:
             return False
-        sock = _listen(self.path)
+        self.move(self.path)
+        return True
+
+    def move(self, path: Path) -> None:
+        """Listen at another path from now on; clients stay. Raises PlaceError, with all as it was."""
+        sock = _listen(path)
         try:
             sock.setblocking(False)
             self._loop.watch(sock.fileno(), self._accept)
         except BaseException:
             sock.close()
-            remove_if(self.path, identity(self.path))
+            remove_if(path, identity(path))
             raise
         self._loop.unwatch(self._socket.fileno())
         self._socket.close()
-        self._socket, self._file = sock, identity(self.path)
-        return True
+        remove_if(self.path, self._file)
+        self.path, self._socket, self._file = path, sock, identity(path)
 
     def leave(self) -> None:
         """Close the descriptors alone, in a forked process: the loop and the file are its parent's."""
@@ -268,7 +273,7 @@ def _listen(path: Path) -> socket.socket:
             os.fchmod(sock.fileno(), 0o600)
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        sock.bind(os.fspath(temporary))
+        unixpath.bind(sock, temporary)
         try:
             os.chmod(temporary, 0o600)
             sock.listen(MOST_CLIENTS * 4)
@@ -284,16 +289,20 @@ def _listen(path: Path) -> socket.socket:
 
 def _refuse_what_is_in_use(path: Path) -> None:
     try:
-        found = os.lstat(path)
+        found = os.stat(path)  # a link to a socket is a name that another srvkit had
     except OSError:
         return
     if not stat.S_ISSOCK(found.st_mode):
         raise PlaceError(f"the control socket {path} cannot be made: another file stands there")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        reason = probe.connect_ex(os.fspath(path))
-    if reason not in (errno.ECONNREFUSED, errno.ENOENT):
-        raise PlaceError(f"the control socket {path} cannot be made: somebody is listening there")
+        try:
+            unixpath.connect(probe, path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError:  # its queue is full, or it is of another kind
+            pass
+    raise PlaceError(f"the control socket {path} cannot be made: somebody is listening there")
 
 
 def _peer_uid(sock: socket.socket) -> int | None:

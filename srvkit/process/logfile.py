@@ -126,6 +126,15 @@ class LogFile:
         self._torn = False
         self._send = self._sender()
 
+    def is_at(self, path: Path | None) -> bool:
+        """Return whether this path, by now, leads to the file that is open; None: to standard error."""
+        if path is None or self._path is None:
+            return path is self._path
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self._fd))
+        except OSError:
+            return False
+
     def become(self, other: LogFile) -> None:
         """Go on with what `other` has opened, which is used up."""
         self.replace(other._release())

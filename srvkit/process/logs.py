@@ -41,15 +41,21 @@ class LogError(SrvkitError):
     exit_status = 3
 
 
+def path_of(config: Config | None) -> Path | None:
+    """Return what `[logging] file` names, relative to the configuration; None for standard error."""
+    if config is None or not config.logging.file:
+        return None
+    return config.folder / config.logging.file
+
+
 def open_log(config: Config | None) -> LogFile:
     """Open what `[logging] file` names, relative to the configuration, or standard error.
 
     It is standard error also while there is no configuration yet. Raises LogError. The caller closes it.
     """
     name = config.logging.file if config is not None else ""
-    folder = config.folder if config is not None else Path()
     try:
-        return LogFile.open(folder / name if name else None)
+        return LogFile.open(path_of(config))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LogError(f"cannot open the log{f' {name}' if name else ''}: {reason}") from error

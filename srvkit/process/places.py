@@ -1,6 +1,6 @@
 """Where the things of one running configuration lie: its control socket, its lock, its pid file.
 
-Whoever starts it and whoever asks it later find the same places by the configuration alone. What is
+Whoever starts it and whoever asks it later find the same places by the configuration's name alone. What is
 said over the control socket is not known here.
 """
 
@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Self
 
 from srvkit.config.model import SrvkitSettings
-from srvkit.config.naming import absolute, without_dots
+from srvkit.config.naming import absolute, names_of
 from srvkit.errors import SrvkitError
-from srvkit.net.address import MAX_UNIX_PATH
+from srvkit.net import unixpath
 from srvkit.net.closing import close
 from srvkit.net.socketfile import identity
 
 try:
     import fcntl
+    import pwd
 except ImportError:  # Windows, where nothing of this runs
     pass
 
 log = logging.getLogger("srvkit.process")
 
-RUN = Path("/run")
+RUN, TMP = Path("/run"), Path("/tmp")
 LONGEST_NAME = 24  # characters of a file's readable part
 # Nobody's link is followed, and no pipe put there holds the open.
 _OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -82,32 +83,72 @@ def control_path(
         return None
     if settings.control:
         path = _explicit(settings.control, config)
-        limit = MAX_UNIX_PATH - max(0, len(os.fsencode(temporary_name(path))) - len(os.fsencode(path)))
-        if len(os.fsencode(path)) > limit:
-            raise PlaceError(
-                f"srvkit.control: {path} is longer than the {limit} bytes a socket's path may have"
-            )
+        if objection := unixpath.objection(path) or unixpath.objection(temporary_name(path)):
+            raise PlaceError(f"srvkit.control: {objection}")
         return path
     try:
-        return _place_in(runtime_folder(environ), config)
+        return _place_in(runtime_folder(environ), absolute(config))
     except PlaceError as error:
         log.warning("%s: running without one", error)
         return None
+
+
+def name_places(config: Path | str, environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Return where a control socket, or a link to it, belongs by each name of the configuration.
+
+    The first is for the name that is given, the last for what that leads to. None without any folder.
+    """
+    try:
+        folder = runtime_folder(environ)
+    except PlaceError:
+        return []
+    return [_place_in(folder, name) for name in names_of(config)]
 
 
 def control_paths(control: str, config: Path | str, environ: Mapping[str, str] = os.environ) -> list[Path]:
     """Return where the control socket may be found, the likeliest first; for who asks. Makes nothing.
 
     `control` is `[srvkit] control`, "" where it is not set or not known. It may have been another when
-    srvkit was started, and the environment, too: the places without it follow.
+    srvkit was started, and the environment, too: the places without it follow. For root these are all
+    users' places, for others their own.
     """
+    names = names_of(config)
     folders = _candidates(environ)
-    usable = [_place_in(folder, config) for folder in folders if _objection(folder) is None]
-    usable += [path for path in _of_services(config) if path not in usable]
+    session = RUN / "user" / str(os.geteuid()) / "srvkit"  # which a service started elsewhere may have
+    usable = [folder for folder in dict.fromkeys([*folders, session]) if _objection(folder) is None]
+    found = [_place_in(folder, name) for name in names for folder in usable]
+    found += [path for name in names for path in _of_services(name) if path not in found]
+    if os.geteuid() == 0:
+        found += [path for name in names for path in _of_users(name) if path not in found]
     explicit = [_explicit(control, config)] if control else []
-    if not usable:  # for the message that nobody is there
-        usable = [_place_in(folder, config) for folder in folders if not os.path.lexists(folder)][:1]
-    return explicit + usable
+    if not found:  # for the message that nobody is there
+        found = [_place_in(folder, names[0]) for folder in folders if not os.path.lexists(folder)][:1]
+    return explicit + found
+
+
+def owner_of(control: Path) -> str:
+    """Return the user whose control socket it is, by name or number; "" for one of our own, or none."""
+    try:
+        uid = os.stat(control).st_uid
+    except OSError:
+        return ""
+    if uid == os.geteuid():
+        return ""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def are_others() -> bool:
+    """Return whether other users have folders for control sockets that we cannot look into."""
+    folders = [RUN / "srvkit", *RUN.glob("user/*/srvkit"), *TMP.glob("srvkit-*")]
+    return any(os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK) for folder in folders)
+
+
+def lock_path(control: Path) -> Path:
+    """Return where the lock belongs that goes with a control socket."""
+    return control.with_name(f"{control.name}.lock")
 
 
 def temporary_name(path: Path) -> Path:
@@ -207,7 +248,7 @@ class Lock(_PidInFile):
 
         Raises AlreadyRunning.
         """
-        path = control.with_name(f"{control.name}.lock")
+        path = lock_path(control)
         try:
             make_folder(control.parent)
             return cls._take(path, cls.mode)
@@ -224,6 +265,10 @@ class PidFile(_PidInFile):
     """`[srvkit] pid_file`, for those who expect one."""
 
     mode = 0o644
+
+    def is_at(self, pid_file: str, config: Path | str) -> bool:
+        """Return whether this setting, by now, leads to where it is."""
+        return bool(pid_file) and _explicit(pid_file, config) == self.path
 
     @classmethod
     def write(cls, pid_file: str, config: Path | str) -> PidFile:
@@ -248,17 +293,27 @@ def _candidates(environ: Mapping[str, str]) -> list[Path]:
     own = [RUN / "srvkit", *session] if os.geteuid() == 0 else session
     of_unit = [Path(os.path.realpath(one)) for one in environ.get("RUNTIME_DIRECTORY", "").split(":") if one]
     folders = [folder for folder in (*of_unit, *own) if _room_in(folder) > 0]
-    return [*folders, Path(f"/tmp/srvkit-{os.geteuid()}")]
+    return [*folders, TMP / f"srvkit-{os.geteuid()}"]
 
 
-def _of_services(config: Path | str) -> list[Path]:
+def _of_services(config: Path) -> list[Path]:
     """Return this configuration's sockets in folders that systemd made for services (RuntimeDirectory=)."""
     found = sorted(RUN.glob(f"*/*-{_hash(config)}.sock"))
     return [path for path in found if not os.stat(path.parent).st_mode & 0o022]  # /run/lock is anybody's
 
 
-def _objection(folder: Path) -> str | None:
-    """Say why a folder is no place for files of ours; None where it is one."""
+def _of_users(config: Path) -> list[Path]:
+    """Return this configuration's sockets in folders of single users, which are named by a number."""
+    found = []
+    for folder in (*RUN.glob("user/*/srvkit"), *TMP.glob("srvkit-*")):
+        number = folder.parent.name if folder.name == "srvkit" else folder.name.removeprefix("srvkit-")
+        if number.isdecimal() and _objection(folder, int(number)) is None:
+            found += sorted(folder.glob(f"*-{_hash(config)}.sock"))
+    return found
+
+
+def _objection(folder: Path, owner: int | None = None) -> str | None:
+    """Say why a folder is no place for files of its owner, by default of ours; None where it is one."""
     try:
         found = os.lstat(folder)
     except OSError as error:
@@ -267,7 +322,7 @@ def _objection(folder: Path) -> str | None:
         return "is a link"
     if not stat.S_ISDIR(found.st_mode):
         return "is no folder"
-    if found.st_uid != os.geteuid():
+    if found.st_uid != (os.geteuid() if owner is None else owner):
         return "belongs to another user"
     if found.st_mode & 0o022:
         return "can be written to by other users"
@@ -275,24 +330,24 @@ def _objection(folder: Path) -> str | None:
 
 
 def _explicit(path: str, config: Path | str) -> Path:
-    return Path(without_dots(absolute(config).parent / path))
+    wanted = absolute(config).parent / path
+    return Path(os.path.realpath(wanted.parent), wanted.name)  # where its folder leads to now
 
 
-def _place_in(folder: Path, config: Path | str) -> Path:
+def _place_in(folder: Path, config: Path) -> Path:
     """Name the socket so that people recognise it; the hash tells equal names apart."""
-    real = Path(os.path.realpath(config))
-    name = real.stem if real.stem != "srvkit" else real.parent.name
+    name = config.stem if config.stem != "srvkit" else config.parent.name
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-") or "srvkit"
     return folder / f"{readable[: min(LONGEST_NAME, _room_in(folder))]}-{_hash(config)}.sock"
 
 
 def _room_in(folder: Path) -> int:
     """Return how many characters the readable part of a socket's name may have there."""
-    return MAX_UNIX_PATH - len(os.fsencode(folder)) - len("/-0123456789ab.sock")
+    return unixpath.MAX_PATH - len(os.fsencode(folder)) - len("/-0123456789ab.sock")
 
 
-def _hash(config: Path | str) -> str:
-    return hashlib.sha256(os.fsencode(os.path.realpath(config))).hexdigest()[:12]
+def _hash(config: Path) -> str:
+    return hashlib.sha256(os.fsencode(config)).hexdigest()[:12]
 
 
 def _refuse_what_is_no_pid(fd: int, path: Path) -> None:

@@ -152,6 +152,7 @@ class Held:
     lock: Lock | None
     pid_file: PidFile | None
     control: ControlSocket | None
+    plates: list[Path]
 
 
 def table_of(held: Held) -> tuple[Table, list[int]]:
@@ -171,6 +172,7 @@ def table_of(held: Held) -> tuple[Table, list[int]]:
         "lock": path_entry(held.lock, held.lock.fileno(), fds) if held.lock else None,
         "pid_file": path_entry(held.pid_file, held.pid_file.fileno(), fds) if held.pid_file else None,
         "control": path_entry(control, control.descriptors()[0], fds) if control else None,
+        "plates": [str(path) for path in held.plates],
     }
     return table, fds
 

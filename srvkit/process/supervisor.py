@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from time import monotonic
 
 from srvkit.config.model import Config, Problems, SrvkitSettings
@@ -30,6 +31,7 @@ from srvkit.process.children import Children
 from srvkit.process.control import ControlSocket
 from srvkit.process.listening import ListeningSockets
 from srvkit.process.logfile import LogFile
+from srvkit.process.nameplates import Nameplates
 from srvkit.process.places import Lock, PidFile, PlaceError, control_path
 from srvkit.process.reload import Change, Generation
 from srvkit.process.reminder import Reminder
@@ -118,6 +120,7 @@ class Supervisor:
         self._questions = Questions(self._loop)
         self._reminder = Reminder(self._loop)
         self._control: ControlSocket | None = None
+        self._plates: Nameplates | None = None
         self._lock: Lock | None = None
         self._gone: set[str] = set()  # what was said of files that are gone
         self._pid_file: PidFile | None = None
@@ -180,14 +183,49 @@ class Supervisor:
     def _claim(self, config: Config) -> None:
         settings = config.srvkit
         path = control_path(settings, config.path)
-        if path is not None:
+        if path is not None and config.path is not None:
+            plates = Nameplates(path)
+            plates.refuse_another(config.path)
             self._lock = Lock.take(path)
             try:
                 self._control = ControlSocket(path, self._loop, self._answer)
             except PlaceError as error:
                 log.warning("srvkit status and the like will not work: %s", error)
+            else:
+                self._plates = plates
         if settings.pid_file:
-            self._pid_file = PidFile.write(settings.pid_file, config.path or ".")
+            self._pid_file = PidFile.write(settings.pid_file, config.path or config.folder / "srvkit.toml")
+
+    def _follow_names(self, config: Config) -> None:
+        if self._plates is not None and config.path is not None:
+            self._plates.follow(config.path)
+
+    def _move_control(self, config: Config) -> None:
+        """Have the control socket where its path leads to now: a link may have been turned."""
+        path = control_path(config.srvkit, config.path)
+        if self._control is None or self._plates is None or path in (None, self._control.path):
+            return
+        assert path is not None
+        lock = Lock.take(path)
+        try:
+            self._control.move(path)
+        except BaseException:
+            if lock is not None:
+                lock.remove()
+            raise
+        before, self._lock = self._lock, lock
+        if before is not None:
+            before.remove()
+        self._plates.move(path)
+
+    def _move_pid_file(self, config: Config) -> None:
+        wanted, place = config.srvkit.pid_file, config.path or config.folder / "srvkit.toml"
+        before = self._pid_file
+        if before is not None and before.is_at(wanted, place):
+            return
+        self._pid_file = PidFile.write(wanted, place) if wanted else None
+        if before is not None:
+            before.remove()
 
     def _renew_places(self) -> list[str]:
         """Make anew what somebody has removed, a cleaner of /tmp, say; return what cannot be."""
@@ -226,6 +264,8 @@ class Supervisor:
     def _put_away(self) -> None:
         if self._generation is not None:
             self._generation.sockets.close()
+        if self._plates is not None:
+            self._plates.remove()
         if self._control is not None:
             attempt("closing the control socket", self._control.close)
         for file in (self._pid_file, self._lock):
@@ -299,7 +339,7 @@ class Supervisor:
         if self._generation is None:
             self._log_file.become(logs.open_log(config))
             logs.set_up(config.logging, self._log_file)
-        elif self._generation.config.logging.file != config.logging.file:
+        elif not self._log_file.is_at(logs.path_of(config)):
             self._next_log = logs.open_log(config)
 
     def _change_log(self, config: Config) -> None:
@@ -351,6 +391,7 @@ class Supervisor:
             self._lock,
             self._pid_file,
             self._control,
+            self._plates.made if self._plates is not None else [],
         )
         try:
             table, descriptors = replacement.table_of(held)
@@ -372,6 +413,7 @@ class Supervisor:
         if table["control"] is not None:
             path, fd = replacement.path_and_descriptor(table["control"])
             self._control = ControlSocket(path, self._loop, self._answer, fd=fd)
+            self._plates = Nameplates(path, map(Path, table.get("plates", ())))
         entries = [
             (*key, replacement.listener_of(entry, self._takeover.socket))
             for *key, entry in table["listeners"]
@@ -519,6 +561,9 @@ class Supervisor:
         steps.append(partial(self._let_go, made))
         if self._watch is not None:
             steps.append(partial(self._watch_over, self._watch, made))
+        if before is not None:
+            steps += [partial(self._move_control, made.config), partial(self._move_pid_file, made.config)]
+        steps.append(partial(self._follow_names, made.config))
         steps.append(partial(self._tell_addresses, made, before is None))
         steps.append(partial(self._look_after, made.config.srvkit.heartbeat_timeout))
         steps.append(partial(self._reminder.about, made.terms))

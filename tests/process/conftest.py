@@ -199,6 +199,7 @@ class Managed:
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             timeout=PATIENCE,
         )
 
@@ -267,7 +268,7 @@ class Managed:
 
     def start(self, *arguments: str, **settings: Any) -> Any:
         """Start Python with these arguments in the folder; return the program."""
-        return self._start(*arguments, folder=self.folder, **settings)
+        return self._start(*arguments, **({"folder": self.folder} | settings))
 
 
 class Gate:

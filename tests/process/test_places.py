@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from srvkit.config.model import SrvkitSettings
+from srvkit.config.naming import names_of
 from srvkit.net.address import MAX_UNIX_PATH
 from srvkit.process import places
+from srvkit.process.nameplates import Nameplates
 from srvkit.process.places import (
     AlreadyRunning,
     Lock,
@@ -101,7 +105,9 @@ def test_a_configuration_has_one_place_however_it_is_written(tmp_path, monkeypat
     path = control_path(SrvkitSettings(), folder / "srvkit.toml", environ)
     assert path is not None and path.parent == (tmp_path / "here").resolve()
     assert path.name.startswith("echo-") and path.suffix == ".sock"
-    assert control_path(SrvkitSettings(), tmp_path / "link.toml", environ) == path
+    linked = control_path(SrvkitSettings(), tmp_path / "link.toml", environ)
+    assert linked is not None and linked != path  # which a link leads to, for as long as it runs
+    assert control_paths("", tmp_path / "link.toml", environ)[:2] == [linked, path]
     monkeypatch.chdir(folder)
     assert control_path(SrvkitSettings(), "srvkit.toml", environ) == path
     assert control_paths("", "srvkit.toml", environ)[0] == path
@@ -290,3 +296,109 @@ def test_a_link_in_place_of_the_pid_file_is_not_followed(tmp_path):
     with pytest.raises(PlaceError, match=r"x\.pid cannot be written: it is a link"):
         PidFile.write("x.pid", tmp_path / "srvkit.toml")
     assert not (tmp_path / "target").exists()
+
+
+# ---- names that links lead to
+
+
+def test_a_file_has_a_name_for_each_link_on_the_way(tmp_path, monkeypatch):
+    real = Path(os.path.realpath(tmp_path))
+    (real / "srv/releases/1").mkdir(parents=True)
+    (real / "srv/current").symlink_to("releases/1")
+    (real / "short").symlink_to(real / "srv")
+    (real / "srv/releases/1/x.toml").touch()
+    names = names_of(real / "short/./current/x.toml")
+    ways = ("short/current/x.toml", "srv/current/x.toml", "srv/releases/1/x.toml")
+    assert names == [real / way for way in ways]
+    assert names_of(real / "srv/current/../1/x.toml") == [real / "srv/releases/1/x.toml"]
+    monkeypatch.chdir(real / "srv/current")
+    monkeypatch.setenv("PWD", str(real / "srv/current"))
+    assert names_of("x.toml") == names[1:]
+    monkeypatch.setenv("PWD", "/")  # which is not where we are
+    assert names_of("x.toml") == names[2:]
+    (real / "loop").symlink_to("loop")
+    assert len(names_of(real / "loop/x.toml")) == 1
+
+
+@pytest.fixture
+def listening(tmp_path):
+    """`listening(path)`: somebody who answers at a path."""
+    with contextlib.ExitStack() as stack:
+
+        def listen(path: Path) -> Path:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.bind(str(path))
+            sock.listen()
+            return path
+
+        yield listen
+
+
+def test_there_is_a_plate_for_each_other_name_and_it_goes_with_the_name(tmp_path, listening, monkeypatch):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", unit(tmp_path / "here")["RUNTIME_DIRECTORY"])
+    for release in ("1", "2"):
+        (tmp_path / release).mkdir()
+    (tmp_path / "current").symlink_to("1")
+    config = tmp_path / "current/srvkit.toml"
+    control = listening(control_path(SrvkitSettings(), config))
+    plates = Nameplates(control)
+    plates.refuse_another(config)
+    plates.follow(config)
+    (old,) = control_paths("", tmp_path / "1/srvkit.toml")[:1]
+    assert old.readlink() == control
+    with pytest.raises(AlreadyRunning):
+        Nameplates(old.with_name("other.sock")).refuse_another(tmp_path / "1/srvkit.toml")
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("2")
+    plates = Nameplates(control, plates.made)  # a successor's
+    plates.follow(config)
+    (new,) = control_paths("", tmp_path / "2/srvkit.toml")[:1]
+    assert new.readlink() == control and not old.is_symlink()
+    plates.remove()
+    assert list((tmp_path / "here").iterdir()) == [control]
+
+
+def test_what_a_dead_one_has_left_is_replaced_and_what_lives_is_left_alone(
+    tmp_path, listening, monkeypatch, caplog
+):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", unit(tmp_path / "here")["RUNTIME_DIRECTORY"])
+    (tmp_path / "link.toml").symlink_to("srvkit.toml")
+    control, name = (control_path(SrvkitSettings(), tmp_path / file) for file in ("link.toml", "srvkit.toml"))
+    name.symlink_to("nowhere")
+    plates = Nameplates(control)
+    plates.follow(tmp_path / "link.toml")
+    assert name.readlink() == control
+    plates.remove()
+    listening(name)
+    plates.follow(tmp_path / "link.toml")
+    assert "answers by this configuration's name" in caplog.text
+    plates.remove()
+    assert name.is_socket()
+
+
+# ---- other users
+
+
+def test_what_runs_without_a_session_finds_what_runs_in_one(tmp_path):
+    folder = tmp_path / f"run/user/{os.geteuid()}/srvkit"
+    folder.mkdir(parents=True, mode=0o700)
+    assert folder in [path.parent for path in control_paths("", tmp_path / "srvkit.toml", {})]
+
+
+@as_root
+def test_root_looks_into_the_folders_of_all_users_that_are_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "TMP", tmp_path)
+    config = tmp_path / "srvkit.toml"
+    found = []
+    for number, owner, mode in ((NOBODY, NOBODY, 0o700), (7, NOBODY, 0o700), (8, 8, 0o777)):
+        folder = tmp_path / f"srvkit-{number}"
+        folder.mkdir()
+        name = control_paths("", config, {})[0].name
+        (folder / name).touch()
+        os.chown(folder, owner, owner)
+        os.chown(folder / name, owner, owner)
+        folder.chmod(mode)
+        found.append(folder / name)
+    assert set(control_paths("", config, {})) & set(found) == {found[0]}
+    assert places.owner_of(found[0]) in ("nobody", str(NOBODY))
+    assert places.owner_of(config) == ""
