@@ -301,7 +301,12 @@ def test_new_keys_without_end_hold_up_nobody(
     (tmp_path / "flood.py").write_text(FLOOD)
     settings = {"receive_buffer": 524288, "send_buffer": 8192}  # there is always more of it to read
     tls = {"cert": str(certificates / "server.pem")}
-    with srvkit.serve(Echo, "tcp://127.0.0.1:0", concurrency=model, tls=tls, socket=settings) as server:
+    settings = {
+        "socket": settings,
+        "tls": tls,
+        "limits": {"first_byte_timeout": 0},
+    }  # the flood takes its time
+    with srvkit.serve(Echo, "tcp://127.0.0.1:0", concurrency=model, **settings) as server:
         other = secure(client(server.address), "")
         assert say(other, b"hello") == b"hello"
         words = "flood.py", str(server.address[1]), str(int(answers)), "75000" if answers else "150000"

@@ -175,7 +175,7 @@ class System:
     def build(self, version: str) -> str:
         """Build a Python without the interpreter's lock, of this version or the newest before it."""
         minor = int(version.removesuffix("t").partition(".")[2])
-        for candidate in (f"3.{number}" for number in range(minor, 12, -1)):
+        for candidate in (f"3.{number}" for number in range(minor, 13, -1)):  # msgspec has none for 3.13t
             python = f"/opt/python{candidate}t/bin/python3"
             if (self.root / python.lstrip("/")).exists() or self.built(candidate):
                 return python
