@@ -13,6 +13,7 @@ from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
 from srvkit.net.tls import ServerTls
 from srvkit.plugins.manager import Plugins, make_manager
+from srvkit.plugins.sources import lead_import_path
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def assemble(
         certificates = load_certificates(config, problems)
     folder = config.folder
     served = [settings for name, settings in config.server.items() if not only or name == only]
+    lead_import_path(folder)  # it may have a gevent of its own
     monkey.guard({settings.concurrency.name for settings in served})
     try:
         plugins = make_manager(config.srvkit.plugins, config.srvkit.block, folder)

@@ -52,8 +52,8 @@ def configured(entries: Sequence[str], folder: Path | None) -> list[Source]:
     Raises PluginError for an entry that is nothing of the kind, or that names a plugin once more.
     """
     base = Path(os.path.abspath(folder or "."))
-    if folder is not None and sys.path[:1] != [str(base)]:
-        sys.path[:] = [str(base), *(place for place in sys.path if place != str(base))]
+    if folder is not None:
+        lead_import_path(base)
     importlib.invalidate_caches()
     loader = _Loader(base)
     found: dict[str, tuple[str, Source]] = {}
@@ -70,6 +70,13 @@ def folders(entries: Sequence[str], folder: Path | None) -> list[tuple[Path, Pat
     base = Path(os.path.abspath(folder or "."))
     named = [(Path(os.path.abspath(base / entry)), Path(os.path.normpath(entry))) for entry in entries]
     return [(path, shown) for path, shown in named if path.is_dir()]
+
+
+def lead_import_path(folder: Path) -> None:
+    """Put a folder in front of `sys.path`."""
+    place = os.path.abspath(folder)
+    if sys.path[:1] != [place]:
+        sys.path[:] = [place, *(other for other in sys.path if other != place)]
 
 
 def installed() -> list[Source]:

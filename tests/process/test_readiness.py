@@ -47,6 +47,17 @@ def breaks(tmp_path):
     return write
 
 
+def test_it_is_that_of_the_configurations_folder(breaks, start, available, tmp_path):
+    available("gevent")
+    (tmp_path / "elsewhere").mkdir()
+    breaks("gevent", BREAKS["ValueError"])
+    (tmp_path / "srvkit.toml").write_text(TABLE.format('"gevent"'))
+    for command in ("check", "run"):
+        with start("-m", "srvkit", command, "../srvkit.toml", folder=tmp_path / "elsewhere") as program:
+            assert program.ended() == 3
+        assert "cannot be imported: ValueError: greenlet size changed" in program.log
+
+
 @pytest.mark.parametrize("package", MODELS)
 @pytest.mark.parametrize("kind", BREAKS)
 @pytest.mark.parametrize("command", [["check"], ["run"], ["run", "--single"]], ids=" ".join)
