@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import collections.abc
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime, time
@@ -87,6 +88,10 @@ def convert_options(
         fields = fields_of(declared)
     except Exception as error:  # annotations are code
         problems.add(key, f"what options there are cannot be read from the annotations: {_said(error)}")
+        return None
+    if table and not fields and isinstance(declared, type) and inspect.get_annotations(declared):
+        why = "has annotations, and no constructor that takes them: is @dataclass missing?"
+        problems.add(key, f"{declared.__name__} {why}")
         return None
     values = convert_fields(fields, table, key, problems, noun="option")
     if values is None or len(problems) > before or _any_broken(key, problems):

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from srvkit.net import pem
 from srvkit.net.names import asked_for
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Report = Callable[[Place, str], None]  # where in the table something is wrong, and what
 Files = Mapping[str, bytes]  # what certificates and keys are made of, by path
 
+SHARED_MEMORY = "/dev/shm"  # a file there is memory, too
 LARGEST = 64 * 2**20  # bytes of a file; lists of revoked certificates may be long
 
 
@@ -67,29 +68,31 @@ def _contents(path: str) -> bytes:
 
 @contextmanager
 def _as_file(data: bytes) -> Iterator[str]:
-    """Give bytes the path that OpenSSL wants; nobody else can read there, and afterwards nothing is left."""
+    """Give bytes the path that OpenSSL wants; nobody else can read there, and nothing is left."""
+    with _unnamed() as file:
+        file.write(data)
+        file.seek(0)  # where /dev/fd is the same open file, and not opened anew
+        number = file.fileno()
+        ways = (f"/proc/self/fd/{number}", f"/dev/fd/{number}")
+        found = next((way for way in ways if os.path.exists(way)), "")
+        if found:
+            yield found
+            return
+    with tempfile.NamedTemporaryFile(prefix="srvkit-", dir=_memory()) as named:  # neither is there
+        named.write(data)
+        named.flush()
+        yield named.name
+
+
+def _unnamed() -> IO[bytes]:
     try:
-        fd = os.memfd_create("srvkit-certificate")
+        return open(os.memfd_create("srvkit-certificate"), "w+b")
     except (AttributeError, OSError):
-        fd, path = tempfile.mkstemp(prefix="srvkit-")
-    else:
-        path = ""
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            ways = (f"/proc/self/fd/{fd}", f"/dev/fd/{fd}")
-            found = path or next((way for way in ways if os.path.exists(way)), "")
-            if found:
-                yield found
-    finally:
-        if path:
-            os.unlink(path)
-    if not found:  # neither /proc nor /dev is there
-        with tempfile.NamedTemporaryFile(prefix="srvkit-") as named:
-            named.write(data)
-            named.flush()
-            yield named.name
+        return tempfile.TemporaryFile(prefix="srvkit-", dir=_memory())
+
+
+def _memory() -> str | None:
+    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
 # ---- certificates

@@ -526,6 +526,15 @@ def test_a_keyboard_interrupt_is_the_users():
         convert(Faulty)
 
 
+def test_a_class_that_only_looks_like_a_dataclass_is_told():
+    class Forgotten:
+        times: int = 2
+
+    assert problems_of(Forgotten, times=3) == [
+        ": Forgotten has annotations, and no constructor that takes them: is @dataclass missing?"
+    ]
+
+
 def test_annotations_may_raise_anything():
     class Broken:
         def __init__(self, size: 1 / 0) -> None:  # type: ignore[valid-type]
