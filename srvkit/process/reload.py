@@ -43,6 +43,7 @@ class Generation:
     config: Config
     sockets: ListeningSockets
     terms: list[Term] = field(default_factory=list)  # of its certificates
+    noted: float = 0.0  # when what was to be noted of them was, on the wall clock
     workers: dict[str, Workers] = field(default_factory=dict)
 
 
@@ -164,11 +165,11 @@ class Change:
             self._around.found_good(self.config)
             for note in answer["notes"]:
                 log.info("%s", note)
-            self._start([Term(**term) for term in answer["terms"]])
+            self._start([Term(**term) for term in answer["terms"]], answer["noted"])
 
     # ---- the new workers
 
-    def _start(self, terms: list[Term]) -> None:
+    def _start(self, terms: list[Term], noted: float) -> None:
         before = self._before
         descriptors.make_room(
             sum(
@@ -181,7 +182,7 @@ class Change:
         )
         sockets = ListeningSockets(self.config, before.sockets if before is not None else None, self._names)
         number = before.number + 1 if before is not None else 1
-        self._new = Generation(number, self.config, sockets, terms)
+        self._new = Generation(number, self.config, sockets, terms, noted)
         for name, settings in self.config.server.items():
             self._new.workers[name] = Workers(
                 name,

@@ -22,10 +22,11 @@ class Reminder:
         self._loop = loop
         self._terms: Sequence[Term] = ()
         self._timer: Timer | None = None
+        self._noted = 0.0  # when all there was to note was logged last
 
-    def about(self, terms: Sequence[Term]) -> None:
-        """Look after these from now on, whose notes of today were logged."""
-        self._terms = terms
+    def about(self, terms: Sequence[Term], noted: float) -> None:
+        """Look after these from now on, whose notes of the moment `noted` were logged."""
+        self._terms, self._noted = terms, noted
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -33,12 +34,13 @@ class Reminder:
 
     def _wait(self) -> None:
         now = time.time()
-        moments = [moment for term in self._terms for moment in term.moments() if moment > now]
+        moments = [moment for term in self._terms for moment in term.moments() if moment > self._noted]
         if self._terms:
-            seconds = min([DAY, *(moment - now for moment in moments)])
+            seconds = max(0.0, min([DAY, *(moment - now for moment in moments)]))
             self._timer = self._loop.call_later(seconds, self._remind)
 
     def _remind(self) -> None:
+        self._noted = time.time()
         for note in notes_on(self._terms):
             log.warning("%s", note)
         self._wait()

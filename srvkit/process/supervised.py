@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,13 +138,15 @@ def _trial(
         elif os.geteuid() == 0:  # and plugins must not be imported by root that were meant for another
             problems.raise_if_any()
         importing()
+        noted = time.time()
         notes = _assembled(config, problems, certificates)
     except SrvkitError as error:
         return _refusal(str(error).splitlines(), error.exit_status)
     except BaseException as error:
         log.exception("a plugin broke")
         return _refusal([f"a plugin broke: {type(error).__name__}: {error}"])
-    return {"errors": [], "notes": notes, "terms": [asdict(term) for term in terms_of(certificates)]}
+    terms = [asdict(term) for term in terms_of(certificates)]
+    return {"errors": [], "notes": notes, "noted": noted, "terms": terms}
 
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:

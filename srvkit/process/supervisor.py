@@ -566,7 +566,7 @@ class Supervisor:
         steps.append(partial(self._follow_names, made.config))
         steps.append(partial(self._tell_addresses, made, before is None))
         steps.append(partial(self._look_after, made.config.srvkit.heartbeat_timeout))
-        steps.append(partial(self._reminder.about, made.terms))
+        steps.append(partial(self._reminder.about, made.terms, made.noted))
         steps += [self._changed, self._see_to_announcement]
         for step in steps:  # it is in force: what fails of the rest is no reason not to do all the others
             attempt("putting a configuration in force", step)
