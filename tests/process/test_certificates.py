@@ -107,9 +107,9 @@ def test_a_new_installation_reads_them_anew(managed: Any, issue: Any, shown: Any
     managed.write(TABLE.format(model="threading"))
     managed.begin()
     issue("two.example")
-    before = set(managed.workers())
     managed.signal(signal.SIGUSR2)
-    eventually(lambda: len(managed.workers()) == 1 and not before & set(managed.workers()))
+    managed.program.wait_for("the new installation takes over")
+    managed.program.wait_for("reloaded: this is generation 2$")
     assert shown() == {"two.example", "other.two.example"}
     replace_all(managed, eventually)
     assert shown() == {"two.example", "other.two.example"}
