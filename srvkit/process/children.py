@@ -12,11 +12,10 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import NoReturn
 
 from srvkit.fork import fork
-from srvkit.process.boundary import attempt
+from srvkit.process.boundary import complain
 
 log = logging.getLogger("srvkit.process")
 
@@ -79,7 +78,10 @@ class Children:
                 reaped, status = pid, 0
             if reaped:
                 ended = self._ends.pop(pid)
-                attempt(f"the end of process {pid}", partial(ended, os.waitstatus_to_exitcode(status)))
+                try:  # in plain steps: nobody else can tell of this end, should there be no memory for more
+                    ended(os.waitstatus_to_exitcode(status))
+                except Exception as error:
+                    complain(f"the end of process {pid}", error)
         if os.getpid() == 1:
             self._reap_strangers()
 

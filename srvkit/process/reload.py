@@ -70,12 +70,14 @@ class Change:
         self._problems = problems
         self._before = before
         self._around = around
-        self._done = done
         self._new: Generation | None = None
         self._kept: dict[str, Kept] = {}  # certificates and keys, until workers have them
         self._child = 0
         self._timer: Timer | None = None
         self._over = False
+        self._broken: Exception | None = None  # what a step has raised, and which
+        self._broken_step = ""
+        self._end = partial(done, self)  # made now: later there may be no memory for it
         self._names: Names = NO_NAMES
         self._doing = "starting a process"  # what the trial is at
         self._answer: Message | None = None
@@ -97,16 +99,31 @@ class Change:
             return
         try:
             step()
-        except SrvkitError as error:
-            self._fail(str(error).splitlines(), error.exit_status)
         except Exception as error:
-            if not isinstance(error, OSError | MemoryError):
-                complain(what, error)
-            self._fail([f"{what}: {in_words(error)}"])
+            self._broken, self._broken_step = error, what
+            self._break_off(error)
+
+    def _break_off(self, error: Exception) -> None:
+        if isinstance(error, SrvkitError):
+            self._fail(str(error).splitlines(), error.exit_status)
+            return
+        if not isinstance(error, OSError | MemoryError):
+            complain(self._broken_step, error)
+        self._fail([f"{self._broken_step}: {in_words(error)}"])
+
+    def _look_after(self) -> None:
+        """See to it that there is an end, also where what should have ended it found no memory for that."""
+        if self._broken is not None:
+            self._break_off(self._broken)
+        elif self._answer is None:
+            self._fail([f"the configuration was not tried out within ready_timeout: still {self._doing}"])
+        else:  # each new worker has its own time
+            self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._look_after)
 
     # ---- the trial
 
     def _try_out(self) -> None:
+        self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._look_after)
         ours, theirs = open_channel()
         known = self._before.sockets.hosts() if self._before is not None else {}
 
@@ -120,9 +137,11 @@ class Change:
                 ours.read_the_rest()
             finally:
                 ours.close()
-                self._step("the trial of the configuration", lambda: self._tried(status))
-                for left_over in self._kept.values():
-                    left_over.close()
+                try:
+                    self._step("the trial of the configuration", lambda: self._tried(status))
+                finally:
+                    for left_over in self._kept.values():
+                        left_over.close()
 
         try:
             self._child = self._around.children.fork(main, ended)
@@ -131,7 +150,6 @@ class Change:
             raise
         finally:
             theirs.close()
-        self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._too_late)
         ours.attach(self._around.loop, self._heard, lambda: None)
 
     def _heard(self, message: Message, descriptors: list[int]) -> None:
@@ -150,12 +168,7 @@ class Change:
         for one in kept.values():
             one.close()
 
-    def _too_late(self) -> None:
-        self._fail([f"the configuration was not tried out within ready_timeout: still {self._doing}"])
-
     def _tried(self, status: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()  # from now on each worker has its own
         answer = self._answer
         if answer is None:
             self._fail([f"the process that tried the configuration out {ending(status)}"])
@@ -207,21 +220,21 @@ class Change:
         elif all(one.is_ready for one in self._new.workers.values()):
             self._finish()
             self.made = self._new
-            attempt("the new generation", partial(self._done, self))
+            attempt("the new generation", self._end)
 
     # ---- the end
 
     def _fail(self, errors: list[str], status: int = CANNOT_START) -> None:
         if self._over:
             return
-        self._finish()
         self.errors, self.status = errors, status
         self._around.children.signal(self._child, signal.SIGKILL)
         if self._new is not None:
             for workers in self._new.workers.values():
                 attempt(f"{workers.name}: ending its new workers", workers.cut)
             self._new.sockets.give_up()
-        attempt("the end of a change", partial(self._done, self))
+        self._finish()
+        attempt("the end of a change", self._end)
 
     def _finish(self) -> None:
         self._over = True

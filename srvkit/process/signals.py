@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import get_ident
 from types import TracebackType
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from srvkit.fork import fork
 from srvkit.net.closing import close
 
+_ONCE_MORE = b"\0"  # no signal has this number
 PLAIN: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}  # what Python itself does at its start
 # What is said to a whole group of processes, or to all of one name, is meant for the first of them.
 IGNORED_SIGNALS = tuple(
@@ -114,6 +115,7 @@ class Signals:
         self._numbers = numbers
         self._ignored = ignored
         self._unread = 0
+        self._pending = bytearray()  # read, and not handed out yet
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
 
@@ -170,6 +172,26 @@ class Signals:
             return [number for number in os.read(self._read, 4096) if number in self._numbers]
         except BlockingIOError:
             return []
+
+    def hand_out(self, obey: Callable[[int, int], object]) -> None:
+        """Call `obey(number, times)` for each kind of signal that came since the last call; never waits.
+
+        Where that raises, those that were not obeyed come once more.
+        """
+        self._unread = 0
+        try:
+            with suppress(BlockingIOError):
+                self._pending += os.read(self._read, 4096)
+            while self._pending:
+                number = self._pending[0]
+                if number in self._numbers:
+                    obey(number, self._pending.count(number))
+                while number in self._pending:
+                    self._pending.remove(number)
+        except BaseException:
+            with suppress(BlockingIOError):  # it is full, and so it wakes us anyway
+                os.write(self._write, _ONCE_MORE)
+            raise
 
     def _noted(self, number: int, frame: Any) -> None:
         self._unread += 1

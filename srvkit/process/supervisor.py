@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
@@ -157,7 +157,7 @@ class Supervisor:
         # What there is by now stays. No worker's garbage collector is to touch it, and so copy 4 MB of pages.
         gc.freeze()
         with self._signals as signals, self._loop as loop:
-            loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
+            loop.watch(signals.fileno(), lambda: signals.hand_out(self._signalled))
             self._notifier.feed_watchdog(loop)
             try:
                 if table is None:
@@ -301,9 +301,8 @@ class Supervisor:
 
     # ---- signals
 
-    def _signalled(self, numbers: list[int]) -> None:
-        for number in dict.fromkeys(numbers):  # many of one kind at once mean one
-            attempt(signal.Signals(number).name, partial(self._obey, number, numbers.count(number)))
+    def _signalled(self, number: int, times: int) -> None:
+        attempt(signal.Signals(number).name, partial(self._obey, number, times))
 
     def _obey(self, number: int, times: int) -> None:
         if number == signal.SIGCHLD:
@@ -605,9 +604,10 @@ class Supervisor:
 
     def _made_known(self) -> None:
         """Say that a generation is in force, if that has not been said yet."""
-        announcement, self._announcement = self._announcement, None
+        announcement = self._announcement
         if announcement is not None:
-            announcement()
+            announcement()  # what it raises is no reason not to say so later
+            self._announcement = None
 
     def _files_changed(self, names: list[str]) -> None:
         log.info("changed: %s", ", ".join(names))
@@ -637,6 +637,7 @@ class Supervisor:
 
     def _look(self) -> None:
         assert self._generation is not None
+        self._children.reap()  # should a signal have been lost for want of memory
         timeout = self._generation.config.srvkit.heartbeat_timeout
         attempt("looking at files", self._look_at_files)
         now = monotonic()
@@ -689,6 +690,11 @@ def _lines_of(error: Exception) -> list[str]:
 
 
 def _version() -> str:
-    with suppress(PackageNotFoundError):
-        return version("srvkit")
+    with suppress(PackageNotFoundError, OSError):
+        return _installed_version()
     return ""
+
+
+@cache  # it is read from files, which may be another version's by and by
+def _installed_version() -> str:
+    return version("srvkit")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Literal
 
@@ -84,6 +85,7 @@ class WorkerProcess:
         self.files: list[str] = []
         self.ready_since = 0.0  # on the monotonic clock
         self.timer: Timer | None = None
+        self.overdue = inf  # when it should have ended, on the monotonic clock
 
     @property
     def is_listening(self) -> bool:
@@ -259,6 +261,8 @@ class Workers:
         """End workers whose loop has not come round for `timeout` seconds; return when to look again."""
         again = now + timeout
         for worker in list(self.workers.values()):
+            if now > worker.overdue:
+                self._kill(worker)  # again; or the first time, where there was no memory for a timer
             if worker.is_listening:
                 due: float = max(worker.board.last_beat, worker.ready_since) + timeout
                 if due <= now:
@@ -415,6 +419,7 @@ class Workers:
         self._kill_after(worker, LAST_WORDS)
 
     def _kill_after(self, worker: WorkerProcess, seconds: float) -> None:
+        worker.overdue = monotonic() + seconds
         self._later(worker, seconds, self._kill)
 
     def _later(self, worker: WorkerProcess, seconds: float, call: Callable[[WorkerProcess], None]) -> None:

@@ -267,7 +267,7 @@ def run_without_memory(name: str, rigs: Rigs, count: int) -> Outcome:
     outcome = Outcome(sites=total)
     for number in range(count):
         # The more of them the nearer to the beginning: later there is much that asks how it goes.
-        first, length = int(total * (number / count) ** 2), (1, 1, 1, 30)[number % 4]
+        first, length = int(total * (number / count) ** 2), (1, 1, 1, 8)[number % 4]
         outcome.cases += 1
         where = f"no memory for {length} objects from the {first}. of {total}"
         attempt(scenario, rigs, where, lambda rig, n=first, m=length: rig.starve(n, m), outcome)
@@ -280,19 +280,19 @@ def run_without_descriptors(name: str, rigs: Rigs, most: int) -> Outcome:
     outcome = Outcome()
     for free in range(most + 1):
         outcome.cases += 1
-        with contextlib.ExitStack() as stack:
 
-            def exhaust(rig: Rig, free: int = free, stack: contextlib.ExitStack = stack) -> None:
-                limits = resource.prlimit(rig.pid, resource.RLIMIT_NOFILE)
-                resource.prlimit(rig.pid, resource.RLIMIT_NOFILE, (rig.lowest_free(free), limits[1]))
+        def exhaust(rig: Rig, free: int = free) -> None:
+            pid = rig.pid
+            limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (rig.lowest_free(free), limits[1]))
 
-                def relieve() -> None:
-                    with contextlib.suppress(ProcessLookupError):
-                        resource.prlimit(rig.pid, resource.RLIMIT_NOFILE, limits)
+            def relieve() -> None:
+                with contextlib.suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
-                timer = threading.Timer(1.0, relieve)
-                stack.callback(timer.join)
-                timer.start()
+            timer = threading.Timer(1.0, relieve)
+            rig.relieved = timer.join
+            timer.start()
 
-            attempt(scenario, rigs, f"{free} descriptors are free", exhaust, outcome)
+        attempt(scenario, rigs, f"{free} descriptors are free", exhaust, outcome)
     return outcome

@@ -25,7 +25,7 @@ from srvkit.process.asking import ControlError, ask
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PATIENCE = 15  # seconds before something counts as hung
+PATIENCE = 40  # seconds before something counts as hung
 
 PLUGIN = """
 from srvkit import Lines, MessageHandler, hookimpl
@@ -86,6 +86,13 @@ class Unsound(Exception):
     """Something is not as it should be after a call has failed."""
 
 
+def state_of(pid: int) -> str:
+    """Say whether a process runs, sleeps, or is a zombie."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "gone"
+
+
 class Case(NamedTuple):
     """One call that fails: where, which time it is made, how."""
 
@@ -101,7 +108,7 @@ class Rig:
     """A srvkit in a folder of its own, whose calls can be made to fail."""
 
     def __init__(
-        self, folder: Path, *, heartbeat: str = "10s", watchdog: float = 60, reload: bool = False
+        self, folder: Path, *, heartbeat: str = "8s", watchdog: float = 60, reload: bool = False
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -116,6 +123,7 @@ class Rig:
         self._read: dict[int, int] = {}
         self._turn = 0
         self._fired = False
+        self.relieved: Callable[[], object] = bool  # waits until a shortage is over
         self._state = folder / "state"
         self._state.write_bytes(bytes(injector.SIZE))
         with self._state.open("r+b") as file:
@@ -173,6 +181,7 @@ class Rig:
 
     def disarm(self) -> bool:
         """Let nothing fail any more; return whether something has."""
+        self.relieved()
         fired = self.fired
         if not self._memory.closed:
             self._memory[0] = injector.IDLE
@@ -352,7 +361,8 @@ class Rig:
         if len(status["servers"]) != len(self.wanted):
             return f"there are other servers: {status['servers']}"
         if self.children() != pids:
-            return f"children {sorted(self.children())}, workers {sorted(pids)}"
+            more = [(pid, state_of(pid)) for pid in sorted(self.children() - pids)]
+            return f"children without a server {more}, workers that are no children {pids - self.children()}"
         if self._usual is not None and (found := self._descriptors()) != self._usual:
             return f"descriptors: more {dict(found - self._usual)}, fewer {dict(self._usual - found)}"
         for server in status["servers"]:
@@ -368,7 +378,7 @@ class Rig:
         kind = socket.SOCK_DGRAM if re.match("udp|unixgram", address) else socket.SOCK_STREAM
         where = re.search(r"([\d.]+):(\d+)\)?$", address)
         with socket.socket(socket.AF_INET if where else socket.AF_UNIX, kind) as sock:
-            sock.settimeout(PATIENCE / 3)
+            sock.settimeout(PATIENCE / 4)
             if not where and kind == socket.SOCK_DGRAM:
                 sock.bind("")
             sock.connect((where[1], int(where[2])) if where else str(self.folder / address.split(":", 1)[1]))

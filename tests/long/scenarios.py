@@ -218,11 +218,13 @@ class Questions(Scenario):
 
     asks = True
 
+    def prepare(self, rig: Rig) -> None:
+        self._pid = rig.workers()[0]
+
     def act(self, rig: Rig) -> None:
-        pid = rig.workers()[0] if not rig.fired else 0
         for request in (
             {"do": "connections"},
-            {"do": "kill", "id": f"{pid}-12345678"},
+            {"do": "kill", "id": f"{self._pid}-12345678"},
             {"do": "nonsense"},
             {"do": "status"},
         ):
