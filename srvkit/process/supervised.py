@@ -151,9 +151,9 @@ def _trial(
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
     assembled = assemble(config, problems, certificates)
-    assembled.try_models(problems)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
-        refuse_threads()
+        refuse_threads()  # of the plugins; a model that is tried below may leave one for a moment
+    assembled.try_models(problems)
     return assembled.notes()
 
 
