@@ -176,8 +176,8 @@ class Board(Protocol):
     def ended(self, outcome: str, bytes_in: int, bytes_out: int) -> None:
         """Count the end of a request, from any thread."""
 
-    def handled(self, count: int, bytes_in: int) -> None:
-        """Count datagrams that came and were handled at once; in the loop's thread."""
+    def handled(self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]) -> None:
+        """Count datagrams that were handled at once, and outcomes of some; in the loop's thread."""
 
     def dropped(self) -> None:
         """Count a datagram that was no message, or too long."""
@@ -192,10 +192,10 @@ class Rows(Protocol):
     def take(self) -> int:
         """Return the number of a row for the next child; in the parent."""
 
-    def write(self, row: int, outcome: str, bytes_in: int, bytes_out: int) -> None:
+    def write(self, row: int, outcome: str, bytes_in: int, bytes_out: int, unanswered: int) -> None:
         """Leave an account; in the child."""
 
-    def give_back(self, row: int) -> tuple[str, int, int] | None:
+    def give_back(self, row: int) -> tuple[str, int, int, int] | None:
         """Return what the child has left, None where it came to no end of its own; in the parent."""
 
 
@@ -211,8 +211,8 @@ class ChildSignals(Protocol):
 class Link(Protocol):
     """Where a message handler's bytes go; each concurrency model brings its own."""
 
-    def write(self, data: bytes) -> None:
-        """Send bytes to the peer; safe from any thread."""
+    def send(self, message: bytes, encode: Callable[[bytes], bytes]) -> None:
+        """Send a message to the peer, encoded in the order in which messages leave; safe from any thread."""
 
     def close(self) -> None:
         """End the connection once what was written is out; safe from any thread."""
@@ -248,7 +248,9 @@ if TYPE_CHECKING:
         def shutdown_request(self, request: Any) -> None: ...
         def close_request(self, request: Any) -> None: ...
         def request_done(self, request: Any) -> None: ...
-        def datagrams_handled(self, count: int, size: int) -> None: ...
+        def datagrams_handled(
+            self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]
+        ) -> None: ...
         def datagram_dropped(self) -> None: ...
         def reply_lost(self, client_address: Any, why: str) -> None: ...
         def requests_taken(self) -> None: ...

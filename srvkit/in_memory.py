@@ -7,14 +7,13 @@ sockets are not known here.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from srvkit.config.model import convert_options
 from srvkit.config.problems import Problems
 from srvkit.server.handler import DatagramRequestHandler, kind_of
-from srvkit.server.message import MessageHandler
 
 PEER = ("127.0.0.1", 50000)
 
@@ -151,14 +150,6 @@ class _MemoryFile(io.RawIOBase):
         return self._socket.send(data)
 
 
-class _Recording(MessageHandler):
-    """Stands behind the handler's classes, so that a `send` of its own comes through here."""
-
-    def send(self, message: bytes) -> None:
-        self.framing.encode(message)
-        self.link.write(message)
-
-
 class _Replies:
     """The link of a conversation in memory."""
 
@@ -166,8 +157,9 @@ class _Replies:
         self.sent: list[bytes] = []
         self.closed = False
 
-    def write(self, data: bytes) -> None:
-        self.sent.append(bytes(data))
+    def send(self, message: bytes, encode: Callable[[bytes], bytes]) -> None:
+        encode(message)
+        self.sent.append(bytes(message))
 
     def close(self) -> None:
         self.closed = True
@@ -177,8 +169,7 @@ def _exchange(
     handler: type[Any], attributes: dict[str, Any], messages: Iterable[bytes], peer: Any, server: Any
 ) -> list[bytes]:
     names = {"__module__": handler.__module__, "__qualname__": handler.__qualname__}
-    recording = type(handler.__name__, (handler, _Recording), {**names, **attributes})
-    one = recording(None, peer, server)
+    one = type(handler.__name__, (handler,), {**names, **attributes})(None, peer, server)
     one.link = link = _Replies()
     outcome = "error"
     try:
@@ -199,8 +190,7 @@ def _say(handler: Any, reply: Any) -> None:
     if isinstance(reply, str):
         raise TypeError(f"{type(handler).__name__} replied with a str; replies are bytes")
     for part in (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
-        handler.framing.encode(part)
-        handler.link.write(part)
+        handler.link.send(part, handler.framing.encode)
         if handler.link.closed:
             break
 

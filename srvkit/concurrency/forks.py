@@ -18,6 +18,7 @@ from srvkit.concurrency.handshakes import LateHandshakes
 from srvkit.contracts import ChildSignals, event_driven, setting
 from srvkit.fork import fork
 from srvkit.net.left import LeftSocket
+from srvkit.net.untaken import end_reading
 
 FULL = "max_children"
 # To a child. Does nothing by default: one that comes too early is followed by a SIGTERM soon after.
@@ -264,8 +265,7 @@ class ForkingMixIn(LateHandshakes):
         def drain(number: int, _: Any) -> None:
             self.draining, self.patience = True, float(number == DRAIN_WITH_PATIENCE)
             if getattr(request, "idle", False) and not (self.patience and request.waits <= 1):
-                with suppress(OSError):  # gone already
-                    request.shutdown(socket.SHUT_RD)
+                end_reading(request, None)
 
         return {signal.SIGTERM: drain, DRAIN_WITH_PATIENCE: drain}
 

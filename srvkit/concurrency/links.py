@@ -30,11 +30,12 @@ from srvkit.net.connection import (
     RESET,
     STOPPED,
     TRUNCATED,
+    UNHEARD,
     WRITE_TIMEOUT,
     Connection,
 )
 from srvkit.net.deadlines import Deadlines, Moment
-from srvkit.net.framing import hand_over, unasked
+from srvkit.net.framing import hand_over, stands_still, unasked
 from srvkit.net.readiness import READ, WRITE, Readiness
 from srvkit.net.tls import to_begin
 
@@ -43,6 +44,7 @@ log = logging.getLogger("srvkit.server")
 CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further message is handled
 MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
+Encode = Callable[[bytes], bytes]
 ASK: Any = object()  # stands for a reply that is not known yet
 WANTED, SHAKING_HANDS = "wanted", "shaking hands"  # of TLS that begins within a conversation
 
@@ -89,6 +91,7 @@ class EventLink:
         "_request",
         "_server",
         "_tls",
+        "_unheard",
         "_unsent",
         "_work",
         "bytes_in",
@@ -111,6 +114,7 @@ class EventLink:
         self._work: Iterator[None] | None = None  # messages that wait until it has
         self._reading = True
         self._ending = ""  # the outcome, once the connection is to end as soon as all is sent
+        self._unheard = False  # whether the peer hears nothing more; what it has said is handled all the same
         self._tls = ""  # whether it is to be encrypted as soon as all is sent, or just becomes so
         self._last = loop.now  # when something came in or went out
         self._began = 0.0  # when the first byte came of a message that is not complete yet
@@ -122,14 +126,14 @@ class EventLink:
 
     # ---- for the handler
 
-    def write(self, data: bytes) -> None:
+    def send(self, message: bytes, encode: Encode) -> None:
         if threading.get_ident() != self._server._loop_thread:
-            self._loop.call_soon(partial(self._enter, partial(self._send_for_another, data)))
+            self._loop.call_soon(partial(self._enter, partial(self._send_for_thread, message, encode)))
         elif self._out is not None:
-            self._hold(data)
+            self._hold(encode(message))
             self._flush()
         elif not self.ended:
-            self._send_for_another(data)
+            self._send_for_another(message, encode)
             if self._unsent or self._ending:
                 # It was the handler of another connection that called: nobody else would see to it.
                 self._loop.call_soon(partial(self._enter, self._settle))
@@ -229,7 +233,7 @@ class EventLink:
             self._lose(RESET)
             return True
         if not data:
-            self._peer_ended()
+            self._attempt(self._peer_ended)
             return True
         self._last = self._loop.now
         self.bytes_in += len(data)
@@ -272,7 +276,9 @@ class EventLink:
                 self._last = self._loop.now
             return
         except OSError:
-            self._lose(RESET)
+            self._unsent = None
+            self._lose_ear()
+            self._attempt(self._go_on)
             return
         self._last = self._loop.now
         self.bytes_out += sent
@@ -310,6 +316,18 @@ class EventLink:
     def _read_on_later(self) -> None:
         self._loop.call_soon(partial(self._enter, self._readable))
 
+    def _read_the_rest_later(self) -> None:
+        self._loop.call_soon(partial(self._enter, self._read_the_rest))
+
+    def _read_the_rest(self) -> None:
+        """Handle what has arrived of a peer that has gone; end the connection when nothing more has."""
+        if self._ending or self.closing:
+            return
+        if self._work is None and not self._readable():
+            self._lose(RESET)
+        elif not self.ended:
+            self._read_the_rest_later()
+
     def _batch(
         self,
         framing: Any,
@@ -320,7 +338,7 @@ class EventLink:
     ) -> Iterator[None]:
         """Handle messages; yields where the peer must first take what was written."""
         handler = self._handler
-        size = 0
+        size = still = 0
         while True:
             for index, message in enumerate(messages):
                 if reply is ASK:
@@ -346,7 +364,9 @@ class EventLink:
                 if self._unsent and len(self._unsent) >= HIGH_WATER:
                     yield
                 if handler.framing is not framing:
-                    data = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
+                    data = rest
                     break
             else:
                 if fault is not None:
@@ -373,7 +393,7 @@ class EventLink:
                 self._flush()
                 if self._unsent:
                     yield
-            if self.closing or self._ending:
+            if self.closing or self._ending or self._unheard:
                 return
 
     def _hold(self, data: bytes) -> int:
@@ -391,19 +411,28 @@ class EventLink:
             out.clear()  # and no new one: whoever handles messages goes on filling it
             self._transmit(data)
 
-    def _send_for_another(self, data: bytes) -> None:
+    def _send_for_thread(self, message: bytes, encode: Encode) -> None:
+        """Send for a thread that has gone on: what goes wrong is reported here."""
+        try:
+            self._send_for_another(message, encode)
+        except Exception:
+            self._server.handle_error(self._request, self._client_address)
+
+    def _send_for_another(self, message: bytes, encode: Encode) -> None:
         """Send what no message of this peer has asked for, unless it takes nothing."""
+        if self._handler is None:  # it has taken leave
+            return
         if self._unsent and len(self._unsent) > MOST_UNSENT:
             self._unsent = None
             self._ending = OVERFLOW
         else:
-            self._transmit(data)
+            self._transmit(encode(message))
 
     def _transmit(self, data: bytes) -> None:
+        if self._unheard:
+            return
         if self._unsent:
             self._unsent += data
-            return
-        if self._ending in (RESET, OVERFLOW):
             return
         if self._tls == SHAKING_HANDS:
             self._unsent = bytearray(data)
@@ -413,7 +442,7 @@ class EventLink:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._ending = self._ending or RESET
+            self._lose_ear()
             return
         self.bytes_out += sent
         if sent < len(data):
@@ -425,8 +454,8 @@ class EventLink:
         """Wait for what comes next: the peer to read, the peer to write, or nothing any more."""
         if self.ended or self._tls == SHAKING_HANDS:
             return
-        if self._ending in (RESET, OVERFLOW):
-            self._lose(self._ending)
+        if self._ending == OVERFLOW:
+            self._lose(OVERFLOW)
             return
         if self._unsent:
             if self._reading:
@@ -439,7 +468,10 @@ class EventLink:
             self._go_on_later()
             return
         if self.closing or self._ending:
-            self._end(self._ending or CLOSED)
+            if self._unheard and not self._ending:
+                self._lose(RESET)
+            else:
+                self._end(self._ending or CLOSED)
             return
         if self._tls:
             self._tls = SHAKING_HANDS
@@ -498,7 +530,10 @@ class EventLink:
     def _is_idle(self) -> bool:
         if self.ended or self._ending or self._tls:
             return False
-        return not (self._unsent or self._work or self._handler.framing.buffered)
+        try:
+            return not (self._unsent or self._work or self._handler.framing.buffered)
+        except Exception:
+            return False  # the framing's own fault, which is told where it is fed
 
     def _put_off(self) -> None:
         """Have the limits looked at when the next one may have passed; no more once the end has come."""
@@ -532,6 +567,9 @@ class EventLink:
     # ---- ends
 
     def _peer_ended(self) -> None:
+        if self._unheard:
+            self._lose(RESET)
+            return
         if self._server.draining:
             self._end(STOPPED)
             return
@@ -543,51 +581,93 @@ class EventLink:
         else:
             self._end(EOF)
 
+    def _lose_ear(self) -> None:
+        """Note that the peer cannot be written to any more; what it has said before is still handled."""
+        if not self._unheard:
+            self._unheard = True
+            self._read_the_rest_later()
+
     def _lose(self, outcome: str) -> None:
-        self._log(outcome)
+        if outcome == RESET:
+            self._unheard = True
+            if not self.bytes_in:
+                outcome = EOF  # it only looked whether somebody is there
+        if self._handler is not None:
+            self._log(outcome, logging.DEBUG if outcome == EOF else logging.INFO)
         self._end(outcome)
 
     def _failed(self, error: BaseException) -> None:
         """The handler raised: report it, and end the connection once earlier replies are out."""
-        server = self._server
         self._work = None
         if self._tls == WANTED:
             self._tls = ""
         self._flush()
-        self._ending = self._ending or ERROR
+        self._ending = self._ending or (BAD_MESSAGE if isinstance(error, FrameError) else ERROR)
         try:
-            if server.contain_exit and not isinstance(error, Exception):
-                raise EscapedError(f"the handler raised {type(error).__name__}") from error
-            raise error
-        except Exception:
-            server.handle_error(self._request, self._client_address)
-            self._settle()
+            self._report(error)
         except BaseException:
             self._end(ERROR)
             raise
+        self._settle()
+
+    def _report(self, error: BaseException) -> None:
+        """Report what the handler raised; raise it where it is to end the server."""
+        try:
+            if self._server.contain_exit and not isinstance(error, Exception):
+                raise EscapedError(f"the handler raised {type(error).__name__}") from error
+            raise error
+        except Exception:
+            self._server.handle_error(self._request, self._client_address)
 
     def _end(self, outcome: str) -> None:
+        """Let the handler take leave, and close the connection when its last words are out."""
         if self.ended:
             return
+        if self._handler is None:
+            self._close()
+            return
+        self._unheard = self._unheard or bool(self._unsent) or outcome in UNHEARD
+        self._work = self._unsent = None
+        self._ending = outcome
+        self._write_account(outcome)
+        try:
+            self._take_leave(outcome)
+        except BaseException:
+            self._close()
+            raise
+        if self._unsent:
+            self._reading = True
+            self._settle()
+        else:
+            self._close()
+
+    def _take_leave(self, outcome: str) -> None:
+        # handler.link and this would otherwise keep each other until the garbage collector comes by.
+        handler, self._handler = self._handler, None
+        self._out = []
+        try:
+            handler.disconnected(outcome)
+        except BaseException as error:
+            self._report(error)
+        self._flush()
+        self._out = None
+
+    def _close(self) -> None:
         self.ended = True
-        server = self._server
         self._loop.forget(self._request.fileno())
         self._put_off()
-        server.links.pop(self, None)
-        self._work = self._unsent = None
-        if isinstance(self._request, Connection):
-            self._request.outcome = outcome
-            self._request.bytes_in = self.bytes_in
-            self._request.bytes_out = self.bytes_out
-        try:
-            self._handler.disconnected(outcome)
-        except Exception:
-            server.handle_error(self._request, self._client_address)
-        finally:
-            # handler.link and this would otherwise keep each other until the garbage collector comes by.
-            self._handler = None
-            server.shutdown_request(self._request)
+        self._server.links.pop(self, None)
+        self._unsent = None
+        self._write_account("")
+        self._server.shutdown_request(self._request)
 
-    def _log(self, what: str) -> None:
+    def _write_account(self, outcome: str) -> None:
+        request = self._request
+        if isinstance(request, Connection):
+            request.outcome = outcome or request.outcome
+            request.bytes_in = self.bytes_in
+            request.bytes_out = self.bytes_out
+
+    def _log(self, what: str, level: int = logging.INFO) -> None:
         name = self._server.name or type(self._server).__name__
-        log.info("%s: %s ended: %s", name, display(self._client_address), what)
+        log.log(level, "%s: %s ended: %s", name, display(self._client_address), what)

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.concurrency.crew import Crew
-from srvkit.concurrency.links import MOST_UNSENT, SHAKING_HANDS, EventLink, LinkKeeper
+from srvkit.concurrency.links import MOST_UNSENT, SHAKING_HANDS, Encode, EventLink, LinkKeeper
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
 from srvkit.net.connection import OVERFLOW
@@ -108,24 +108,25 @@ class PooledLink(EventLink):
     """A connection that waits in the loop and does its work in a thread, in one at a time.
 
     It is either *armed*, known to the loop for one event, or *busy*, in the hands of one thread. The loop
-    makes it busy; the thread that has done all there was to do arms it again. What others send meanwhile
-    waits in `_outside`.
+    makes it busy; the thread that has done all there was to do arms it again, once it has left the
+    connection's context, which only one thread can be in. What others send meanwhile waits in `_outside`.
     """
 
-    __slots__ = ("_busy", "_lock", "_outside", "_outside_size", "_thread")
+    __slots__ = ("_again", "_busy", "_lock", "_outside", "_outside_size", "_thread")
 
     def begin(self) -> None:
         self._lock = threading.Lock()
         self._busy = False
-        self._outside: deque[bytes] = deque()
+        self._again = False  # whether the loop wanted something while a thread was busy
+        self._outside: deque[tuple[bytes, Encode]] = deque()
         self._outside_size = 0
-        self._thread = 0
+        self._thread = 0  # the one that is busy
         super().begin()
 
-    def write(self, data: bytes) -> None:
-        if threading.get_ident() == self._thread and self._busy:
+    def send(self, message: bytes, encode: Encode) -> None:
+        if threading.get_ident() == self._thread:
             if not self.ended:
-                self._hold(data)
+                self._hold(encode(message))
                 self._flush()
         else:
             with self._lock:
@@ -133,15 +134,18 @@ class PooledLink(EventLink):
                     self._outside.clear()
                     self._ending = self._ending or OVERFLOW
                 elif self._ending != OVERFLOW:
-                    self._outside.append(data)
-                    self._outside_size += len(data)
+                    self._outside.append((message, encode))
+                    self._outside_size += len(message)
             self._loop.call_soon(partial(self._dispatch, self._nothing))
 
     def close(self) -> None:
         if not self.closing:
             self.closing = True
-            if threading.get_ident() != self._thread or not self._busy:
+            if threading.get_ident() != self._thread:
                 self._loop.call_soon(partial(self._dispatch, self._nothing))
+
+    def end_if_idle(self) -> None:
+        self._dispatch(self._nothing)  # a thread knows best
 
     def look(self) -> None:
         if self._busy:  # the limits are about what a peer does; how long a handler takes is its own affair
@@ -159,63 +163,91 @@ class PooledLink(EventLink):
         """Have a thread take the step. One that is busy looks at everything before it arms the link again."""
         with self._lock:
             if self._busy or self.ended:
+                self._again = True
                 return
             self._busy = True
-        self._server.run_in_thread(self._run, self._take, step)
+        self._begin_thread(step)
+
+    def _begin_thread(self, step: Callable[[], object]) -> None:
+        """Have a thread work for a link that is busy; in the loop's thread."""
+        try:
+            self._server.run_in_thread(self._work_off, step)
+        except RuntimeError:  # there is none to be had
+            self._loop.call_later(BUSY_AGAIN, partial(self._begin_thread, step))
+
+    def _work_off(self, step: Callable[[], object]) -> None:
+        while True:
+            self._run(self._take, step)
+            try:
+                if self._let_go():
+                    return
+                step = self._nothing
+            except (OSError, ValueError) as error:  # the handler has closed the socket
+                step = partial(self._failed, error)
+
+    def _let_go(self) -> bool:
+        """Give the link back to the loop, outside of its context; return whether nothing came between."""
+        with self._lock:
+            shaking_hands = self._tls == SHAKING_HANDS and not self.ended
+            if not (shaking_hands or self.ended):
+                if self._again or self._outside or self._has_more():
+                    self._again = False
+                    return False
+                step, events = (self._writable, WRITE) if self._unsent else (self._readable, READ)
+                self._loop.watch_once(self._request.fileno(), partial(self._dispatch, step), events)
+                self._busy = False
+            self._thread = 0
+        if shaking_hands:
+            # It stays busy, and nobody is armed, until the handshake is over.
+            self._loop.call_soon(partial(self._server.secure, self._request, self._secured))
+        return True
 
     def _take(self, step: Callable[[], object]) -> None:
+        """Take a step and all that follows from it, up to where somebody must be waited for."""
         self._thread = threading.get_ident()
         self._attempt(step)
         while not self.ended:
-            while data := self._next_outside():
-                self._send_for_another(data)
+            while one := self._next_outside():
+                self._send_for_thread(*one)
             self._attempt(self._settle)
             if self._tls == SHAKING_HANDS:
                 return
             if self._server.draining and self._is_idle() and not self._is_expected():
                 self._attempt(self._last_words)
-                continue
-            with self._lock:
-                if not (self.ended or self._outside or self._has_more()):
-                    self._busy = False
-                    if self._unsent:
-                        self._wait_for(self._writable, WRITE)
-                    else:
-                        self._wait_for(self._readable, READ)
-                    return
-            if self._has_more():
-                self._attempt(self._readable if self._work is None else self._go_on)
+            elif self._work is not None and not self._unsent:
+                self._attempt(self._go_on)
+            elif self._has_more():
+                self._attempt(self._read_the_rest if self._unheard else self._readable)
+            else:
+                return
 
-    def _next_outside(self) -> bytes:
+    def _next_outside(self) -> tuple[bytes, Encode] | None:
         with self._lock:
             if not self._outside:
                 self._outside_size = 0
-                return b""
-            data = self._outside.popleft()
-            self._outside_size -= len(data)
-            return data
+                return None
+            one = self._outside.popleft()
+            self._outside_size -= len(one[0])
+            return one
 
     def _has_more(self) -> bool:
         """Whether there is something to do that no event of the socket will tell of."""
-        return not (self._unsent or self.ended) and (
-            self._work is not None or getattr(self._request, "pending", False)
-        )
+        if self._unsent or self.ended or self._handler is None:
+            return False
+        return self._work is not None or self._unheard or getattr(self._request, "pending", False)
 
     def _secure(self) -> None:
-        # It stays busy, and nobody is armed, until the handshake is over.
-        self._loop.call_soon(partial(self._server.secure, self._request, self._secured))
+        """Nothing: that begins when the thread has left the connection's context."""
 
     def _secured(self, outcome: str, error: Exception | None) -> None:
-        step = partial(self._go_on_encrypted, outcome, error)
-        self._server.run_in_thread(self._run, self._take, step)
+        self._begin_thread(partial(self._go_on_encrypted, outcome, error))
 
     def _settle(self) -> None:
         self._reading = True  # it is not armed while a thread has it
         super()._settle()
 
     def _wait_for(self, step: Callable[[], object], events: int) -> None:
-        if not self._busy:
-            self._loop.watch_once(self._request.fileno(), partial(self._dispatch, step), events)
+        """Nothing: it is armed when the thread lets go of it."""
 
     def _say_last_words(self) -> None:
         """Nothing: the thread does so before it arms the link again."""
@@ -225,6 +257,9 @@ class PooledLink(EventLink):
 
     def _read_on_later(self) -> None:
         """Nothing: the thread reads on before it arms the link again."""
+
+    def _read_the_rest_later(self) -> None:
+        """Nothing: the thread does."""
 
     def _put_off(self) -> None:
         self._loop.call_soon(super()._put_off)

@@ -20,6 +20,8 @@ class Reader(asyncio.StreamReader):
     `transport` is paused while more than twice `limit` bytes are held. `waiting_since` is the moment of
     the monotonic clock since which a coroutine waits for more; 0 while none does. `fault` is the
     exception that told the reading coroutine of its peer's bytes being wrong, or too few.
+
+    Whatever has arrived before the transport failed is handed out first; asyncio's would lose it.
     """
 
     fault: Exception | None = None
@@ -71,9 +73,10 @@ class Reader(asyncio.StreamReader):
         self._source = None
         self._held_back = False
 
-    def is_empty(self) -> bool:
-        """Tell whether everything that was received has been read."""
-        return not self._held
+    @property
+    def unread(self) -> int:
+        """How many bytes were received that nobody has read."""
+        return len(self._held)
 
     @property
     def waiting_since(self) -> float:
@@ -94,7 +97,7 @@ class Reader(asyncio.StreamReader):
         """
         held = self._held
         seen = 0
-        while self._failure is None:
+        while True:
             end = held.find(b"\n", seen) + 1
             if end:
                 if end - 1 > self._most:
@@ -105,10 +108,11 @@ class Reader(asyncio.StreamReader):
             if seen > self._most:
                 self._take(seen)
                 self._blame(ValueError(f"a line of more than {self._most} bytes"))
+            if self._failure is not None:
+                await self._fail()
             if self._over:
                 return self._take(seen)
             await self._more()
-        return await self._fail()
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
         """Return what comes up to and including the first separator, or the first of several in a tuple.
@@ -121,7 +125,7 @@ class Reader(asyncio.StreamReader):
         longest = max(map(len, separators))
         held = self._held
         seen = 0
-        while self._failure is None:
+        while True:
             found = [(at + len(each), at) for each in separators if (at := held.find(each, seen)) >= 0]
             if found:
                 end, at = min(found)
@@ -131,38 +135,48 @@ class Reader(asyncio.StreamReader):
             seen = max(0, len(held) + 1 - longest)  # a separator may have begun
             if seen > self._most:
                 self._blame(asyncio.LimitOverrunError("no separator within the limit", seen))
+            if self._failure is not None:
+                await self._fail()
             if self._over:
                 self._blame(asyncio.IncompleteReadError(self._take(len(held)), None))
             await self._more()
-        return await self._fail()
 
     async def readexactly(self, n: int) -> bytes:
         """Return `n` bytes. Raises IncompleteReadError if the stream ends before."""
         if n < 0:
             raise ValueError(f"cannot read {n} bytes")
         held = self._held
-        while self._failure is None:
-            if len(held) >= n:
-                return self._take(n)
+        while len(held) < n:
+            if self._failure is not None:
+                await self._fail()
             if self._over:
                 self._blame(asyncio.IncompleteReadError(self._take(len(held)), n))
             await self._more()
-        return await self._fail()
+        return self._take(n)
 
     async def read(self, n: int = -1) -> bytes:
         """Return up to `n` bytes, at least one unless the stream is at its end; all to the end for -1."""
         if n == 0:
             return b""
         if n < 0:
-            pieces = []
+            return await self._read_all()
+        while not self._held:
+            if self._failure is not None:
+                await self._fail()
+            if self._over:
+                return b""
+            await self._more()
+        return self._take(min(n, len(self._held)))
+
+    async def _read_all(self) -> bytes:
+        pieces = []
+        try:
             while piece := await self.read(self._full):
                 pieces.append(piece)
-            return b"".join(pieces)
-        while self._failure is None:
-            if self._held or self._over:
-                return self._take(min(n, len(self._held)))
-            await self._more()
-        return await self._fail()
+        except BaseException:
+            self._held[:0] = b"".join(pieces)  # for whoever reads on
+            raise
+        return b"".join(pieces)
 
     def _take(self, count: int) -> bytes:
         held = self._held

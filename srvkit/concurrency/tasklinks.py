@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 from contextvars import Context
 from time import monotonic
 from typing import Any
@@ -31,7 +32,10 @@ from srvkit.net.connection import (
     TRUNCATED,
     WRITE_TIMEOUT,
     Connection,
+    account_of,
+    frame_outcome,
 )
+from srvkit.net.datagrams import ReplySocket
 from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.framing import UNASKED
 from srvkit.net.readiness import READ, WRITE
@@ -45,7 +49,7 @@ TLS_INFO = {
     "peercert": "getpeercert",
     "cipher": "cipher",
 }  # what asyncio calls it, and what a connection does
-LAST_WORDS = 5.0  # seconds that a handler has, once it was told that its connection is lost
+LAST_WORDS = 5.0  # seconds that a handler has, once it has read all there is of a connection that is lost
 
 
 class HandlerTask(asyncio.Transport):
@@ -151,8 +155,9 @@ class HandlerTask(asyncio.Transport):
         elif self.ended:
             return
         if error is self.reader.fault and isinstance(error, Exception):
-            outcome = TRUNCATED if isinstance(error, asyncio.IncompleteReadError) else BAD_MESSAGE
-            self._accuse(outcome, error)
+            self._accuse(self._blamed(error), error)
+        elif isinstance(error, FrameError):
+            self._accuse(frame_outcome(error), error)
         self.outcome = self.outcome or ERROR
         contained = self._server.contain_exit or isinstance(error, asyncio.CancelledError)
         try:
@@ -166,12 +171,17 @@ class HandlerTask(asyncio.Transport):
         if self._task is not None:
             self._task.cancel()
 
+    def _blamed(self, fault: Exception) -> str:
+        """Return the outcome of what the reader has found wrong."""
+        return BAD_MESSAGE
+
     def _accuse(self, outcome: str, fault: Exception) -> None:
         """Note what the peer did; the server tells by it whose fault an exception is."""
         self.outcome = self.outcome or outcome
-        if isinstance(self._request, Connection):
-            self._request.outcome = self.outcome
-            self._request.fault = fault  # type: ignore[attr-defined]
+        account = account_of(self._request)
+        if isinstance(account, (Connection, ReplySocket)):
+            account.outcome = self.outcome
+            account.fault = fault  # type: ignore[union-attr]
 
     def _name(self) -> str:
         return self._server.name or type(self._server).__name__
@@ -204,6 +214,7 @@ class TaskLink(HandlerTask):
         "_out",
         "_reading",
         "_shaking_hands",
+        "_unread",
         "_unsent",
         "_waiters",
         "bytes_in",
@@ -221,6 +232,7 @@ class TaskLink(HandlerTask):
         self._ends_writing = False  # whether write_eof() was called
         self._reading = True
         self._shaking_hands = False  # while it becomes encrypted: what is written is kept
+        self._unread = 0  # bytes that the handler had not read when the peer was lost, or when last looked at
         self._waiters: list[asyncio.Future[None]] | None = None
         self.bytes_in = 0
         self.bytes_out = 0
@@ -336,7 +348,7 @@ class TaskLink(HandlerTask):
             await self._change()
         if self.fault is not None:
             raise self.fault
-        if not self.reader.is_empty():
+        if self.reader.unread:
             unasked = FrameError(UNASKED)
             self._accuse(BAD_MESSAGE, unasked)
             raise unasked
@@ -478,7 +490,9 @@ class TaskLink(HandlerTask):
         """Act if a limit has passed, else be looked at again when one may have."""
         now = monotonic()
         if self.fault is not None:
-            self._cancel()  # it was told, and has had its time
+            before, self._unread = self._unread, self.reader.unread
+            if self._unread >= before:  # it reads no more: it was told, and has had its time
+                self._cancel()
             self._server.deadlines.put(self, now + LAST_WORDS)
             return
         due, outcome = self._due(now)
@@ -521,26 +535,50 @@ class TaskLink(HandlerTask):
         """Let the handler know that its peer is lost: by exception, and in the end by cancelling it."""
         if self.fault is not None or self.ended:
             return
+        if outcome == RESET:
+            self._read_the_rest()
+        is_silent = outcome == RESET and not self.bytes_in
+        if is_silent:
+            outcome = EOF  # whoever looks whether the port is open
         if self.pending or not self._closing:
             self._accuse(outcome, fault)
         self.fault = fault
-        if outcome in (RESET, WRITE_TIMEOUT):
+        self._unread = self.reader.unread
+        if is_silent or outcome in (RESET, WRITE_TIMEOUT):
             self._drop()
         if self._handled:
-            log.info("%s: %s ended: %s (%s)", self._name(), display(self._client_address), outcome, fault)
+            level = logging.DEBUG if outcome == EOF else logging.INFO
+            peer = display(self._client_address)
+            log.log(level, "%s: %s ended: %s (%s)", self._name(), peer, outcome, fault)
             self._end()
             return
-        self.reader.set_exception(fault)
+        if is_silent:
+            self.reader.feed_eof()
+        else:
+            self.reader.set_exception(fault)
         self._wake()
         if outcome == REQUEST_TIMEOUT:
             self._cancel()
         self._server.deadlines.put(self, monotonic() + LAST_WORDS)
+
+    def _read_the_rest(self) -> None:
+        """Take what has arrived of a peer that has gone: the kernel still has it, the handler is to."""
+        with suppress(OSError):
+            while not self._closing and (data := self._request.recv(CHUNK, DONT_WAIT)):
+                self.bytes_in += len(data)
+                self.reader.feed_data(data)
+
+    def _blamed(self, fault: Exception) -> str:
+        if not isinstance(fault, asyncio.IncompleteReadError):
+            return BAD_MESSAGE
+        return TRUNCATED if self.bytes_in else EOF
 
     def _drop(self) -> None:
         self._out.clear()
         self._unsent = None
         self.pending = 0
         self._open = self._reading = False
+        self.reader.detach()  # it must not ask for more
         self._loop.unwatch(self._request.fileno())
 
     def _finish(self) -> None:
@@ -624,3 +662,13 @@ class DatagramTask(HandlerTask):
             self._server.handle_error(self._request, self._client_address)
         finally:
             self._end()
+
+    def _accuse(self, outcome: str, fault: Exception) -> None:
+        super()._accuse(outcome, fault)
+        self._server.datagram_dropped()
+
+    def _end(self) -> None:
+        account = self._request[1]
+        if isinstance(account, ReplySocket):
+            account.outcome = self.outcome or CLOSED
+        super()._end()

@@ -350,6 +350,9 @@ class _Composer:
                 "drop_truncated": True,
                 "reply_only_if_written": True,
             }
+            if address.scheme != "udp":  # which knows no longer ones
+                framing = getattr(handler, "framing", None) if kind_of(handler) == "message" else None
+                attributes["max_message"] = framing.limit if framing else self.settings.limits.max_message
         attributes |= getattr(model.thing, "managed", {})
         attributes |= edge.attributes
         bases = (*edge.before, *hook_mixins(self.plugins), *edge.behind, *mixins, base)

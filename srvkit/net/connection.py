@@ -14,6 +14,8 @@ import sys
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
+from srvkit.errors import FrameError
+
 # With each call: to the kernel, sockets stay blocking. A plain int: flags of the enum cost 1 µs for each "|".
 DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 
@@ -35,6 +37,7 @@ BAD_PROXY = "bad-proxy"  # no PROXY header where one was due, or a wrong one
 PROXY_TIMEOUT = "proxy-timeout"
 BAD_TLS = "bad-tls"  # a handshake that failed
 TLS_TIMEOUT = "tls-timeout"
+UNHEARD = (RESET, OVERFLOW, WRITE_TIMEOUT, BAD_TLS, TLS_TIMEOUT)  # after which a peer hears nothing more
 OUTCOMES = (
     CLOSED,
     EOF,
@@ -78,6 +81,16 @@ def unmapped(address: Any) -> Any:
     if len(address) == 4 and address[0].startswith("::ffff:") and "." in address[0]:
         return address[0][7:], address[1]
     return address
+
+
+def account_of(request: Any) -> Any:
+    """Return where the account of a request is kept: its connection, or what a datagram is answered by."""
+    return request[1] if isinstance(request, tuple) else request
+
+
+def frame_outcome(error: FrameError) -> str:
+    """Return how a connection ended whose handler or framing raised this."""
+    return TRUNCATED if error.cut_short else BAD_MESSAGE
 
 
 def wait_for(sock: Any, events: int, seconds: float | None) -> None:
@@ -230,5 +243,7 @@ class TimedConnection(Connection):
 
     def _failed(self, error: OSError, outcome: str) -> NoReturn:
         if not isinstance(error, BlockingIOError):  # with that one, the handler chose not to wait
-            self.fault, self.outcome = error, outcome if isinstance(error, TimeoutError) else RESET
+            if not isinstance(error, TimeoutError):
+                outcome = RESET if self.bytes_in else EOF  # it only looked whether somebody is there
+            self.fault, self.outcome = error, outcome
         raise error

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from srvkit.errors import PeerGone
-from srvkit.net.connection import DONT_WAIT, unmapped
+from srvkit.net.connection import CLOSED, DONT_WAIT, unmapped
 
 # The name is new in Python 3.12; the number is Linux's.
 IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else 0)
@@ -82,32 +82,38 @@ class PinnedSocket:
 
 
 class ReplySocket:
-    """The listening socket as a handler has it that answers by itself: it never waits for a client.
+    """The listening socket as the handler of one datagram has it: it never waits for a client, and counts.
 
     A reply that a client cannot get (it has gone, has no address, does not read) is lost, like any other
     datagram; `lost(address, why)` hears of it. Too long a reply raises OSError: that is the handler's.
+
+    `bytes_out` have left in answer; `outcome` is how the datagram's handling ended, and `fault` what its
+    sender is to blame for.
     """
 
-    __slots__ = ("_lost", "_socket")
+    __slots__ = ("_lost", "bytes_out", "fault", "outcome", "plain")
 
     def __init__(self, sock: Any, lost: Callable[[Any, str], object]) -> None:
-        self._socket = sock
+        self.plain = sock
+        self.bytes_out = 0
+        self.outcome = CLOSED
+        self.fault: Exception | None = None
         self._lost = lost
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
+        return getattr(self.plain, name)
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         address = flags_and_address[-1]
         try:
-            reply(self._socket, data, address)
+            reply(self, data, address)
         except PeerGone as gone:
             self._lost(address, str(gone))
         return len(data)
 
 
-def reply(sock: Any, data: bytes, address: Any) -> None:
-    """Send one datagram without waiting.
+def reply(sock: Any, data: Any, address: Any) -> None:
+    """Send one datagram without waiting; counted where it is a `ReplySocket`.
 
     Raises PeerGone when the peer has no address, is not there or does not read; OSError when the datagram
     is too long.
@@ -115,7 +121,10 @@ def reply(sock: Any, data: bytes, address: Any) -> None:
     if not address:
         raise PeerGone(NO_ADDRESS)
     try:
-        sock.sendto(data, DONT_WAIT, address)
+        if type(sock) is ReplySocket:
+            sock.bytes_out += sock.plain.sendto(data, DONT_WAIT, address)
+        else:
+            sock.sendto(data, DONT_WAIT, address)
     except OSError as error:
         if error.errno == errno.EMSGSIZE:
             raise

@@ -53,6 +53,7 @@ class TlsConnection(Connection):
     _moved = 0  # how many bytes the kernel has taken of it, of late
     _promised = 0  # how many bytes of the next send() are in that
     _is_over = False  # whether the stream has ended, announced or not
+    has_heard = False  # whether anything encrypted has come
 
     # ---- the handshake
 
@@ -86,7 +87,13 @@ class TlsConnection(Connection):
                 except ssl.SSLError as error:
                     self._flush()  # the alert that says why
                     raise TlsError(_in_words(error)) from error
-                if not self._flush():
+                try:
+                    has_left = self._flush()
+                except OSError:
+                    if not done:
+                        raise
+                    has_left = True  # the peer has all it needs, and has gone: reading will tell
+                if not has_left:
                     return WRITE
                 if done:
                     return 0
@@ -208,7 +215,11 @@ class TlsConnection(Connection):
                 self._flush()
                 raise
         if self._outgoing.pending:
-            self._flush()  # an answer of the protocol's own
+            try:
+                self._flush()  # an answer of the protocol's own
+            except OSError:
+                if not pieces:
+                    raise  # else: what has come before the peer went is handed out first
             if not self._promised and len(self._encrypted) > RECORD:
                 raise ConnectionError("the peer asks for answers of the protocol, and takes none")
         if not pieces:
@@ -228,6 +239,7 @@ class TlsConnection(Connection):
         except BlockingIOError:
             return False
         if data:
+            self.has_heard = True
             self._incoming.write(data)
         else:
             # OpenSSL is not told: to an end that was not announced it answers with an alert that forbids

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.contracts import Steps
+from srvkit.net.connection import account_of
 from srvkit.plugins.manager import Plugins
 
 
@@ -64,15 +65,15 @@ class ConnectionHooksMixIn(Steps):
             super().request_done(request)
 
     def _tell_of_the_end(self, request: Any, client_address: Any, seconds: float) -> None:
-        is_datagram = isinstance(request, tuple)
+        account = account_of(request)
         self.plugins.tell(
             "srvkit_connection_close",
             server=self,
             client_address=client_address,
-            outcome=getattr(request, "outcome", "closed"),
+            outcome=getattr(account, "outcome", "closed"),
             seconds=seconds,
-            bytes_in=len(request[0]) if is_datagram else getattr(request, "bytes_in", 0),
-            bytes_out=getattr(request, "bytes_out", 0),
+            bytes_in=len(request[0]) if isinstance(request, tuple) else getattr(request, "bytes_in", 0),
+            bytes_out=getattr(account, "bytes_out", 0),
         )
 
 

@@ -117,13 +117,16 @@ class Board:
             cells[BYTES_IN] += bytes_in
             cells[BYTES_OUT] += bytes_out
 
-    def handled(self, count: int, bytes_in: int) -> None:
-        """Count datagrams that came and were handled at once; in the loop's thread."""
+    def handled(self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]) -> None:
+        """Count datagrams that were handled at once, and outcomes of some; in the loop's thread."""
         with self._writing:
             cells = self._cells
             cells[ACCEPTED] += count
-            cells[_PLACE[CLOSED]] += count
+            cells[_PLACE[CLOSED]] += count - len(unusual)
+            for outcome in unusual:
+                cells[_PLACE.get(outcome, FIRST_OUTCOME)] += 1
             cells[BYTES_IN] += bytes_in
+            cells[BYTES_OUT] += bytes_out
 
     def dropped(self) -> None:
         """Count a datagram that was no message, or too long."""
@@ -149,7 +152,7 @@ class Board:
 class ChildRows:
     """Accounts of forked children: each writes its own row, its parent reads it at the end."""
 
-    _WIDTH = 4  # whether it was written, the outcome, bytes in, bytes out
+    _WIDTH = 5  # whether it was written, the outcome, bytes in, bytes out, replies that nobody got
 
     def __init__(self, count: int) -> None:
         self._memory = mmap.mmap(-1, max(1, count) * self._WIDTH * 8)
@@ -162,17 +165,18 @@ class ChildRows:
         self._cells[row * self._WIDTH] = 0
         return row
 
-    def write(self, row: int, outcome: str, bytes_in: int, bytes_out: int) -> None:
+    def write(self, row: int, outcome: str, bytes_in: int, bytes_out: int, unanswered: int = 0) -> None:
         """Leave the account; in the child."""
         start = row * self._WIDTH
         number = OUTCOMES.index(outcome) if outcome in OUTCOMES else 0
-        for offset, value in enumerate((number, bytes_in, bytes_out), 1):
+        for offset, value in enumerate((number, bytes_in, bytes_out, unanswered), 1):
             self._cells[start + offset] = value
         self._cells[start] = 1
 
-    def give_back(self, row: int) -> tuple[str, int, int] | None:
+    def give_back(self, row: int) -> tuple[str, int, int, int] | None:
         """Return what the child has left, None where it came to no end of its own."""
         start = row * self._WIDTH
-        written, number, bytes_in, bytes_out = self._cells[start : start + self._WIDTH]
+        written, number, *counts = self._cells[start : start + self._WIDTH].tolist()
+        bytes_in, bytes_out, unanswered = counts
         self._free.append(row)
-        return (OUTCOMES[number], bytes_in, bytes_out) if written else None
+        return (OUTCOMES[number], bytes_in, bytes_out, unanswered) if written else None

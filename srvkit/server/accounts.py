@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.contracts import Board, Rows, Steps, passes_datagrams
-from srvkit.net.connection import CLOSED, ERROR, REFUSED, unmapped
+from srvkit.net.connection import BAD_MESSAGE, CLOSED, ERROR, REFUSED, account_of, unmapped
 
 
 @dataclass(slots=True)
@@ -88,10 +88,10 @@ class AccountsMixIn(Steps):
             self.board.failed()
         super().handle_error(request, client_address)
 
-    def datagrams_handled(self, count: int, size: int) -> None:
+    def datagrams_handled(self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]) -> None:
         """Count datagrams that were handled at once."""
         before, self._numbers = self._numbers, self._numbers + count
-        self.board.handled(count, size)
+        self.board.handled(count, bytes_in, bytes_out, unusual)
         if before < self.retire_after <= self._numbers:
             self.on_enough()
 
@@ -152,6 +152,7 @@ class ForkedAccountsMixIn(AccountsMixIn):
         self._pid = os.getpid()
         self._noted: dict[int, OpenRequest] = {}
         self._rows: dict[int, int] = {}  # of those that have a child
+        self._unanswered = 0  # in the child
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report it; the parent counts."""
@@ -161,14 +162,16 @@ class ForkedAccountsMixIn(AccountsMixIn):
             super(AccountsMixIn, self).handle_error(request, client_address)
 
     def datagram_dropped(self) -> None:
-        """Count it; a child has no counter for it."""
+        """Count it; of a child, its parent does, by the outcome."""
         if os.getpid() == self._pid:
             super().datagram_dropped()
 
     def reply_lost(self, client_address: Any, why: str) -> None:
-        """Say so; a child has no counter for it."""
+        """Say so, and count it; of a child, its parent does."""
         if os.getpid() == self._pid:
             self.board.unanswered()
+        else:
+            self._unanswered += 1
         super(AccountsMixIn, self).reply_lost(client_address, why)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -184,14 +187,18 @@ class ForkedAccountsMixIn(AccountsMixIn):
             self.board.ended(*_account(request))
             return
         if os.getpid() != self._pid:
-            self.rows.write(row, *_account(request))
+            self.rows.write(row, *_account(request), self._unanswered)
             return
         left = self.rows.give_back(row)
-        if left is None and getattr(request, "outcome", None) == REFUSED:  # there was no process for it
-            left = REFUSED, 0, 0
-        outcome, bytes_in, bytes_out = left or (ERROR, 0, 0)
+        if left is None and getattr(account_of(request), "outcome", None) == REFUSED:
+            left = REFUSED, 0, 0, 0  # there was no process for it
+        outcome, bytes_in, bytes_out, unanswered = left or (ERROR, 0, 0, 0)
         if outcome == ERROR:
             self.board.failed()
+        for _ in range(unanswered):
+            self.board.unanswered()
+        if outcome == BAD_MESSAGE and isinstance(request, tuple):
+            self.board.dropped()
         self.board.ended(outcome, bytes_in, bytes_out)
 
     def note(self, request: Any, client_address: Any) -> None:
@@ -251,10 +258,11 @@ def telling_ends(server_class: type[Any], tell_end: Callable[[Any], object]) -> 
 
 
 def _account(request: Any) -> tuple[str, int, int]:
+    account = account_of(request)
     if isinstance(request, tuple):
-        return CLOSED, len(request[0]), 0
+        return getattr(account, "outcome", CLOSED), len(request[0]), getattr(account, "bytes_out", 0)
     return (
-        getattr(request, "outcome", ERROR),
-        getattr(request, "bytes_in", 0),
-        getattr(request, "bytes_out", 0),
+        getattr(account, "outcome", ERROR),
+        getattr(account, "bytes_in", 0),
+        getattr(account, "bytes_out", 0),
     )

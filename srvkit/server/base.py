@@ -25,12 +25,13 @@ from time import monotonic
 from typing import Any, Self
 
 from srvkit.contracts import ChildSignals, event_driven
-from srvkit.errors import EscapedError, PeerError
+from srvkit.errors import EscapedError, FrameError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
 from srvkit.net.left import LeftSocket
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
 from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
+from srvkit.net.untaken import end_reading
 from srvkit.server.guard import LimitSettings, Seats
 from srvkit.server.lingering import Lingering
 from srvkit.server.polling import WakingFlag, replaced_selector, wait_readable
@@ -218,9 +219,9 @@ class BaseServer:
             for fd in made_non_blocking:
                 if fd in still_ours:  # not closed meanwhile, its number perhaps somebody else's
                     os.set_blocking(fd, True)
-            if self._lingering is not None:
-                self._lingering.end(loop)
             self.loop_ends(loop)
+            if self._lingering is not None:  # also those that have just ended
+                self._lingering.end(loop)
 
     def __serve_polling(self, selector_class: Any, poll_interval: float) -> None:
         """Serve as the standard library does, by the selector that a program has put in place of its own."""
@@ -258,11 +259,10 @@ class BaseServer:
         their open requests.
         """
         self.draining, self.patience = True, patience
+        loop = self._loop
         for request in self.requests_at_hand():
             if getattr(request, "idle", False) and not (patience and request.waits <= 1):
-                with suppress(OSError):  # gone already
-                    request.shutdown(socket.SHUT_RD)
-        loop = self._loop
+                end_reading(request, loop)
         if loop is None:
             self.stop_serving()
         else:
@@ -428,8 +428,12 @@ class BaseServer:
         self.shutdown_request(request)
 
     def _mark_refused(self, request: Any) -> None:
-        if self._listeners and self.limits is not None and not isinstance(request, tuple):
-            request.outcome = outcomes.REFUSED
+        if self._listeners and self.limits is not None:
+            self._end_as(request, outcomes.REFUSED)
+
+    def _end_as(self, request: Any, outcome: str) -> None:
+        with suppress(AttributeError):  # a datagram of a server that keeps no accounts
+            outcomes.account_of(request).outcome = outcome
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle the request here and now; the mixins override it to do so elsewhere."""
@@ -465,6 +469,9 @@ class BaseServer:
             if STOPPING in self._pauses:
                 self._stop_when_empty()
 
+    def datagram_dropped(self) -> None:
+        """Hear of a datagram that was no message, or too long to be handed over; in whatever thread."""
+
     def leave_to_parent(self, request: Any) -> None:
         """Close, in a forked child, the listening sockets that its request has no use for."""
         answers_through_it = isinstance(request, tuple)  # a datagram
@@ -488,7 +495,7 @@ class BaseServer:
         """Return what the handler raised; None where that is the peer's fault, or its leaving."""
         if isinstance(error, EscapedError):
             return error.__cause__
-        fault = getattr(request, "fault", None)
+        fault = getattr(outcomes.account_of(request), "fault", None)
         if isinstance(error, PeerError) or (fault is not None and error is fault):
             return None
         return error
@@ -498,11 +505,15 @@ class BaseServer:
         peer = display(client_address)
         own = self.own_error(request, error)
         if own is None:
-            outcome = getattr(request, "outcome", outcomes.BAD_MESSAGE)
-            log.info("%s: %s ended: %s (%s)", self._name(), peer, outcome, error)
+            if isinstance(error, FrameError):
+                self._end_as(request, outcomes.frame_outcome(error))
+                if isinstance(request, tuple):
+                    self.datagram_dropped()
+            outcome = getattr(outcomes.account_of(request), "outcome", outcomes.BAD_MESSAGE)
+            level = logging.DEBUG if outcome == outcomes.EOF else logging.INFO
+            log.log(level, "%s: %s ended: %s (%s)", self._name(), peer, outcome, error)
             return
-        with suppress(AttributeError):  # a datagram has no outcome
-            request.outcome = outcomes.ERROR
+        self._end_as(request, outcomes.ERROR)
         # Formatted by logging, which survives an exception whose __str__ raises.
         log.error("%s: error while handling %s", self._name(), peer, exc_info=own)
 

@@ -7,8 +7,11 @@ It knows the handler by its callbacks and the server by nothing but `limits` and
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
 from time import monotonic
@@ -30,21 +33,24 @@ from srvkit.net.connection import (
     RESET,
     STOPPED,
     TRUNCATED,
+    UNHEARD,
     WRITE_TIMEOUT,
     Connection,
     handshake_outcome,
     wait_for,
 )
 from srvkit.net.datagrams import reply as send_datagram
-from srvkit.net.framing import hand_over, unasked
+from srvkit.net.framing import hand_over, stands_still, unasked
 from srvkit.net.readiness import WRITE
 from srvkit.net.tls import to_begin
+from srvkit.net.untaken import end_reading
 
 log = logging.getLogger("srvkit.server")
 
 _recv = socket.socket.recv  # taken now: a program's tests may put something else in the class's place
 
 CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
+Encode = Callable[[bytes], bytes]
 ASK: Any = object()  # stands for a reply that is not known yet
 
 
@@ -58,8 +64,12 @@ def converse(handler: Any) -> None:
     outcome = ERROR
     try:
         outcome = link.converse()
+    except FrameError:
+        outcome = BAD_MESSAGE
+        raise
     finally:
         link.account(outcome)
+        link.ends(outcome)
         try:
             handler.disconnected(outcome)
         finally:
@@ -80,6 +90,7 @@ class StreamLink:
     # Most connections need no more than what __init__ sets; these stand for the rest until it is needed.
     _unsent_bytes = 0
     _lost: str | None = None
+    _ends = False  # whether the handler takes leave
     _began: float | None = None  # when the first byte came of a message that is not complete yet
     _answer_by = 0.0  # when the replies to what is complete must be out; 0: whenever
     _armed: float = 0  # the receive timeout in force
@@ -93,25 +104,29 @@ class StreamLink:
         self.handler = handler
         self._socket = handler.request
         self._account = self._socket if isinstance(self._socket, Connection) else None
+        self._server = handler.server
         self._limits = getattr(handler.server, "limits", None)
         self._runners: Runners = getattr(self._socket, "runners", None) or Threads()
         self._own = self._runners.current()
         self._sending = self._runners.lock
         self._unsent: list[bytes] = []  # replies of the messages of one read: they leave in one write
 
-    def write(self, data: bytes) -> None:
-        if self._runners.current() == self._own:
-            self._unsent.append(data)
-            self._flush()
-        else:
-            if not self._runners.run(partial(self._send_for_another, data), len(data)):
-                self._give_up(OVERFLOW)
+    def send(self, message: bytes, encode: Encode) -> None:
+        runner = self._runners.current()
+        if runner == self._own:
+            try:
+                self._hold(message, encode)
+                self._flush()
+            except PeerGone:
+                if not self._ends:
+                    raise
+        elif not self._runners.run(partial(self._send_for_another, runner, message, encode), len(message)):
+            self._give_up(OVERFLOW)
 
     def close(self) -> None:
         self.closing = True
-        if self._runners.current() != self._own:
-            with suppress(OSError):  # gone already
-                self._socket.shutdown(socket.SHUT_RD)  # ends a recv() that waits
+        if self._runners.current() != self._own:  # which may wait in recv()
+            end_reading(self._socket, getattr(self._server, "_loop", None))
 
     def start_tls(self) -> None:
         to_begin(self.handler.server, self._socket)
@@ -136,6 +151,9 @@ class StreamLink:
         except PeerGone:
             if self._lost is None:
                 raise  # some other connection's, that the handler let escape
+            if self._lost == RESET and not self.bytes_in:
+                self._log(EOF, logging.DEBUG)  # it only looked whether somebody is there
+                return EOF
             self._log(self._lost)
             return self._lost
 
@@ -146,13 +164,22 @@ class StreamLink:
             account.bytes_in = self.bytes_in
             account.bytes_out = self.bytes_out
 
+    def ends(self, outcome: str) -> None:
+        """Have what is sent from now on reach the peer, if it can, and raise nothing."""
+        self._ends = True
+        if outcome in UNHEARD:
+            self._lost = self._lost or outcome
+
     def _converse(self) -> str:
         handler = self.handler
         server = handler.server
-        greeting = handler.connected()
-        if greeting is not None:
-            self._deliver(greeting)
-            self._flush()
+        try:
+            greeting = handler.connected()
+            if greeting is not None:
+                self._deliver(greeting)
+                self._flush()
+        except PeerGone:
+            self._stay_if_reset()
         account = self._account
         if self._wants_tls and (outcome := self._secure()):
             return outcome
@@ -163,7 +190,10 @@ class StreamLink:
             draining = getattr(server, "draining", False) is True
             if draining and not self.bytes_in and getattr(server, "patience", 0) > 0:
                 draining = False  # it has just connected; if it stays silent, the server ends it
-            data = self._receive_what_is_there() if draining else self._receive()
+            if self._lost is not None:
+                data = self._receive_the_rest()
+            else:
+                data = self._receive_what_is_there() if draining else self._receive()
             if account is not None:
                 account.idle = False
                 account.waits += 1
@@ -178,7 +208,10 @@ class StreamLink:
                 self._answer_by = (self._began or monotonic()) + self._limits.request_timeout
             fault = self._handle(data)
             if self._unsent:
-                self._flush()
+                try:
+                    self._flush()
+                except PeerGone:
+                    self._stay_if_reset()
             self._answer_by = 0.0
             if fault is not None:
                 self._log(f"{BAD_MESSAGE}: {fault}")
@@ -187,7 +220,14 @@ class StreamLink:
                 return outcome
             if self._limits is not None:
                 self._note_begin()
+        if self._lost is not None:
+            raise PeerGone(self._lost)
         return CLOSED
+
+    def _stay_if_reset(self) -> None:
+        """Go on, if the peer has vanished, with what it has said before; else raise what is being raised."""
+        if self._lost != RESET:
+            raise
 
     def _secure(self) -> str:
         """Shake hands; return "", or how the connection has ended thereby."""
@@ -237,9 +277,18 @@ class StreamLink:
             return b""
         return data
 
+    def _receive_the_rest(self) -> bytes:
+        """Read what has arrived of a peer that hears nothing more."""
+        with suppress(OSError):
+            if data := self._socket.recv(CHUNK, DONT_WAIT):
+                return bytes(data)
+        assert self._lost is not None
+        raise PeerGone(self._lost)
+
     def _handle(self, data: bytes) -> FrameError | None:
         """Handle every whole message that `data` completes; return what is wrong with the rest, if it is."""
         handler = self.handler
+        still = 0
         while True:
             framing = handler.framing
             fault = None
@@ -250,15 +299,20 @@ class StreamLink:
             if messages:
                 self._began = None  # what is next has a beginning of its own
             for index, message in enumerate(messages):
-                reply = handler.handle_message(message)
-                if reply is not None:
-                    self._deliver(reply)
+                try:
+                    reply = handler.handle_message(message)
+                    if reply is not None:
+                        self._deliver(reply)
+                except PeerGone:
+                    self._stay_if_reset()
                 if self.closing:
                     return None
                 if self._wants_tls:
                     return fault or unasked(messages[index + 1 :], framing)
                 if handler.framing is not framing:
-                    data = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
+                    data = rest
                     break
             else:
                 return fault
@@ -279,46 +333,59 @@ class StreamLink:
 
     def _deliver(self, reply: Any) -> None:
         if isinstance(reply, (bytes, bytearray, memoryview)):
-            self._hold(self.handler.framing.encode(reply))
+            self._hold(reply, self.handler.framing.encode)
             return
         if isinstance(reply, str):
             raise TypeError(f"{type(self.handler).__name__} replied with a str; replies are bytes")
         at_once = not isinstance(reply, (list, tuple))  # a generator may take its time between two replies
         for part in reply:
-            self._hold(self.handler.framing.encode(part))
+            self._hold(part, self.handler.framing.encode)
             if at_once:
                 self._flush()
             if self.closing:
                 break
 
-    def _hold(self, data: bytes) -> None:
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
+    def _hold(self, message: Any, encode: Encode) -> None:
+        # Whoever has the lock encodes: so messages leave in the order in which they were encoded.
+        if self._wants_tls:
+            self._encode(message, encode)
+        else:
+            with self._sending:
+                self._encode(message, encode)
         if self._unsent_bytes >= CHUNK:
             self._flush()
 
+    def _encode(self, message: Any, encode: Encode) -> None:
+        data = encode(message)
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+
     def _flush(self) -> None:
-        unsent = self._unsent
-        if unsent:
-            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
-            unsent.clear()
-            self._unsent_bytes = 0
+        if self._unsent:
             if self._account is None:
-                self._send(data)
+                self._send()
                 return
             self._account.waits += 1
             try:
-                self._send(data)
+                self._send()
             finally:
                 self._account.waits += 1
                 self._account.bytes_out = self.bytes_out
 
-    def _send(self, data: bytes) -> None:
-        if self._wants_tls and self._runners.current() == self._own:
-            self._send_now(data)
+    def _send(self) -> None:
+        if self._wants_tls:  # and has the lock until the handshake is over
+            self._send_unsent()
         else:
             with self._sending:
-                self._send_now(data)
+                self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        unsent = self._unsent
+        if unsent:  # nobody else has sent it
+            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            unsent.clear()
+            self._unsent_bytes = 0
+            self._send_now(data)
 
     def _send_now(self, data: bytes) -> None:
         if self._lost is not None:
@@ -363,11 +430,17 @@ class StreamLink:
                 except BlockingIOError:
                     pass  # others have filled it
 
-    def _send_for_another(self, data: bytes) -> None:
+    def _send_for_another(self, sender: object, message: bytes, encode: Encode) -> None:
         try:
-            self._send(data)
+            with self._sending:
+                self._encode(message, encode)
+                self._send_unsent()
         except PeerGone as gone:
             self._give_up(gone.outcome)
+        except Exception:
+            if self._runners.current() == sender or self.handler is None:
+                raise
+            self.handler.server.handle_error(self._socket, self.handler.client_address)
 
     def _give_up(self, outcome: str) -> None:
         """Let whom the connection belongs to know that its peer is lost."""
@@ -407,8 +480,15 @@ class StreamLink:
         else:
             sock.settimeout(seconds or None)
 
-    def _log(self, what: str) -> None:
-        log.info("%s: %s ended: %s", _name(self.handler.server), display(self.handler.client_address), what)
+    def _log(self, what: str, level: int = logging.INFO) -> None:
+        peer = display(self.handler.client_address)
+        log.log(level, "%s: %s ended: %s", _name(self.handler.server), peer, what)
+
+
+# Of all threads that answer datagrams: they are few, and a lock for each datagram would cost all others.
+_SENDING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_SENDING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class DatagramLink:
@@ -423,11 +503,13 @@ class DatagramLink:
         self._replies: list[bytes] | None = []  # None once the answer has left
         self.closing = False
 
-    def write(self, data: bytes) -> None:
-        if self._replies is not None:
-            self._replies.append(data)
-        else:
-            self._answer(data)
+    def send(self, message: bytes, encode: Encode) -> None:
+        with _SENDING:
+            data = encode(message)
+            if self._replies is not None:
+                self._replies.append(data)
+                return
+        self._answer(data)
 
     def close(self) -> None:
         self.closing = True
@@ -457,11 +539,14 @@ class DatagramLink:
                     return
             fault = self._handle(handler, framing, messages, data, fault, reply)
         finally:
-            replies, self._replies = self._replies, None
+            with _SENDING:
+                replies, self._replies = self._replies, None
             if replies:
                 self._answer(replies[0] if len(replies) == 1 else b"".join(replies))
         if fault is not None:
             self._log(f"{BAD_MESSAGE}: {fault}")
+            with suppress(AttributeError):  # of a server that keeps no accounts
+                self._socket.outcome = BAD_MESSAGE
             dropped = getattr(self._server, "datagram_dropped", None)
             if dropped is not None:
                 dropped()
@@ -476,6 +561,7 @@ class DatagramLink:
         reply: Any,
     ) -> FrameError | None:
         """Handle messages, the first of which has its reply unless that is ASK; return what is wrong."""
+        still = 0
         while True:
             for index, message in enumerate(messages):
                 if reply is ASK:
@@ -486,7 +572,9 @@ class DatagramLink:
                 if self.closing:
                     return None
                 if handler.framing is not framing:
-                    data = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
+                    data = rest
                     break
             else:
                 return fault
@@ -501,8 +589,9 @@ class DatagramLink:
     def _deliver(self, handler: Any, reply: Any) -> None:
         if isinstance(reply, str):
             raise TypeError(f"{type(handler).__name__} replied with a str; replies are bytes")
-        for part in (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
-            self.write(handler.framing.encode(part))
+        parts: Any = (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply
+        for part in parts:
+            self.send(part, handler.framing.encode)
 
     def _answer(self, data: bytes) -> None:
         try:

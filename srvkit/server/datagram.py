@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from srvkit.net.address import display
-from srvkit.net.connection import DONT_WAIT
-from srvkit.net.datagrams import NO_ADDRESS, PinnedSocket, ReplySocket, ask_for_destination, receive
+from srvkit.net.connection import CLOSED, DONT_WAIT
+from srvkit.net.datagrams import NO_ADDRESS, ReplySocket, ask_for_destination, receive
 from srvkit.server.base import BURST, BaseServer
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.server")
+
+USUAL = 65535  # bytes; what UDP's length field can say (RFC 768)
+AF_UNIX = int(getattr(socket, "AF_UNIX", -1))
+_family = socket.SocketType.family.__get__  # as a plain number
 
 # The steps of a request. Those after get_request() do nothing to a datagram that is handled at once,
 # finish_request apart.
@@ -44,7 +49,9 @@ class UDPServer(TCPServer):
 
     _waits_to_take = False
     _pinned: set[int] | None = None  # the sockets that tell where a datagram was sent to
+    max_message = 0  # bytes that a datagram may have where the kernel has no bound; 0: max_packet_size
     _reply_sockets: dict[int, ReplySocket] | None = None  # by descriptor; of servers from TOML
+    _room: bytearray | None = None  # for datagrams longer than UDP's
     _plain_steps = False  # whether the steps are the library's own, and handle a datagram at once
     _at_hand: Any = None  # what is being handled where they are: it needs no seat, there is one at a time
 
@@ -57,27 +64,42 @@ class UDPServer(TCPServer):
             return (data, self.socket), client_address
         while True:
             sock: Any = self.socket
+            longest = self._longest(sock)
             pinned = self._pinned if self._pinned is not None else self._find_pinned()
             if pinned and sock.fileno() in pinned:
-                data, sock, client_address = receive(sock, self.max_packet_size + 1)
+                data, sock, client_address = receive(sock, longest + 1)
             else:
-                data, client_address = sock.recvfrom(self.max_packet_size + 1, DONT_WAIT)
-            if len(data) <= self.max_packet_size:
-                if self._reply_sockets is not None:
-                    sock = self._reply_socket(sock)
+                data, client_address = self._receiver(sock, longest)(longest + 1, DONT_WAIT)
+            if len(data) <= longest:
+                if self._listeners and self.limits is not None:
+                    sock = ReplySocket(sock, self.reply_lost)
                 return (data, sock), client_address
-            self._drop(client_address)
+            self._drop(client_address, longest)
+
+    def _longest(self, sock: Any) -> int:
+        is_unix = self._listeners and self.max_message and _family(sock) == AF_UNIX
+        return self.max_message if is_unix else self.max_packet_size
+
+    def _receiver(self, sock: Any, longest: int) -> Callable[[int, int], tuple[bytes, Any]]:
+        """Return what receives: recvfrom() itself, or one that does not set a mebibyte aside each time."""
+        if longest <= USUAL:
+            return sock.recvfrom  # type: ignore[no-any-return]
+        if self._room is None or len(self._room) <= longest:
+            self._room = bytearray(longest + 1)
+        room = self._room
+
+        def receive_into(size: int, flags: int) -> tuple[bytes, Any]:
+            count, client_address = sock.recvfrom_into(room, size, flags)
+            return bytes(memoryview(room)[:count]), client_address
+
+        return receive_into
 
     def loop_begins(self, loop: Any) -> None:
         super().loop_begins(loop)
         if self.drop_truncated and self._pinned is None:
             self._find_pinned()
-        if (
-            self._listeners
-            and self.limits is not None
-            and not hasattr(self.RequestHandlerClass, "handle_message")
-        ):
-            self._reply_sockets = {}  # message handlers answer through srvkit anyway
+        if self._listeners and self.limits is not None:
+            self._reply_sockets = {}
         self._plain_steps = not vars(self).keys() & STEPS and all(map(self._is_plain, STEPS))
 
     def _is_plain(self, step: str) -> bool:
@@ -97,24 +119,26 @@ class UDPServer(TCPServer):
         if not self._plain_steps or (self._pinned and sock.fileno() in self._pinned):
             super()._take_requests()
             return
-        answering = sock if self._reply_sockets is None else self._reply_socket(sock)
-        longest = self.max_packet_size
+        answering: Any = sock if self._reply_sockets is None else self._reply_socket(sock)
+        longest = self._longest(sock)
         room = longest + self.drop_truncated
+        receive = self._receiver(sock, longest)
         handled = size = 0
+        unusual: list[str] = []  # outcomes
         self._more = True
         try:
             for _ in range(self._burst):
                 if self._takes_no_more():
                     break
                 try:
-                    data, client_address = sock.recvfrom(room, DONT_WAIT)
+                    data, client_address = receive(room, DONT_WAIT)
                 except OSError as error:
                     self._get_request_failed(error)
                     if self._more:
                         continue
                     break
                 if len(data) > longest:
-                    self._drop(client_address)
+                    self._drop(client_address, longest)
                     continue
                 request = self._at_hand = data, answering
                 handled += 1
@@ -125,13 +149,19 @@ class UDPServer(TCPServer):
                     self.handle_error(request, client_address)
                 else:
                     self._failures_in_a_row = 0
+                if answering is not sock and answering.outcome is not CLOSED:
+                    unusual.append(answering.outcome)
+                    answering.outcome = CLOSED
         finally:
             if handled:
-                self.datagrams_handled(handled, size)
+                sent = 0
+                if answering is not sock:
+                    sent, answering.bytes_out = answering.bytes_out, 0
+                self.datagrams_handled(handled, size, sent, unusual)
             self.requests_taken()
 
-    def datagrams_handled(self, count: int, size: int) -> None:
-        """Hear of datagrams, `size` bytes in all, that were handled at once and not step by step."""
+    def datagrams_handled(self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]) -> None:
+        """Hear of datagrams that were handled at once, not step by step; `unusual` are outcomes of some."""
 
     def requests_taken(self) -> None:
         super().requests_taken()
@@ -153,13 +183,10 @@ class UDPServer(TCPServer):
     def _is_listening(self) -> bool:
         return True
 
-    def _drop(self, client_address: Any) -> None:
+    def _drop(self, client_address: Any, longest: int) -> None:
         self.datagram_dropped()
         message = "%s: dropped a datagram of %s, longer than %d bytes"
-        log.info(message, self._name(), display(client_address), self.max_packet_size)
-
-    def datagram_dropped(self) -> None:
-        """Hear of a datagram that was no message, or too long to be handed over; in whatever thread."""
+        log.info(message, self._name(), display(client_address), longest)
 
     def reply_lost(self, client_address: Any, why: str) -> None:
         """Hear of a reply that its client could not be given; in whatever thread sent it. May be extended."""
@@ -167,8 +194,6 @@ class UDPServer(TCPServer):
             log.info("%s: reply to %s lost: %s", self._name(), display(client_address), why)
 
     def _reply_socket(self, sock: Any) -> ReplySocket:
-        if isinstance(sock, PinnedSocket):
-            return ReplySocket(sock, self.reply_lost)
         assert self._reply_sockets is not None
         fd = sock.fileno()
         if fd not in self._reply_sockets:

@@ -1,7 +1,8 @@
 """Connections that have had their last word, whose peers are still talking.
 
 Closing one with input unread makes the kernel throw away what the peer has not received yet, the reply
-included (RFC 1122, 4.2.2.13). So its input is read and thrown away, until the peer ends it too.
+included (RFC 1122, 4.2.2.13); and so does input that comes later, while some of the reply still waits to be
+taken. So the input is read and thrown away, until the peer ends it too.
 """
 
 from __future__ import annotations
@@ -14,12 +15,23 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from srvkit.net.connection import BAD_MESSAGE, CLOSED, DONT_WAIT, ERROR
+from srvkit.net.connection import (
+    BAD_MESSAGE,
+    CLOSED,
+    DONT_WAIT,
+    ERROR,
+    FIRST_BYTE_TIMEOUT,
+    IDLE_TIMEOUT,
+    REQUEST_TIMEOUT,
+    STOPPED,
+    TimedConnection,
+)
+from srvkit.net.untaken import AF_UNIX, FITS, LONGEST, SILENCE, family, untaken
 
-SILENCE = 2.0  # seconds without a byte after which the peer has had its time
-LONGEST = 30.0  # seconds in all
 MOST = 256  # connections of a server; the one that waits longest makes room
-SPEAKING = (CLOSED, BAD_MESSAGE, ERROR)  # outcomes of connections that the peer has not ended
+SPEAKING = (CLOSED, BAD_MESSAGE, ERROR)  # outcomes of connections whose peers may be saying something
+# Of those that the peer has not ended; it may say something any time.
+OPEN = frozenset((*SPEAKING, STOPPED, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, REQUEST_TIMEOUT))
 
 _recv_into, _gettimeout = socket.socket.recv_into, socket.socket.gettimeout
 _settimeout = socket.socket.settimeout
@@ -27,9 +39,14 @@ _settimeout = socket.socket.settimeout
 _bin = bytearray(65536)  # where the input goes; what stands in it does not matter
 
 
-def is_unread(request: Any) -> bool:
-    """Return whether a connection that is to be closed has input that nobody has read."""
+def has_to_linger(request: Any) -> bool:
+    """Return whether its peer would lose something if a connection were closed now."""
     outcome = getattr(request, "outcome", CLOSED)
+    return outcome in OPEN and (_is_unread(request, outcome) or _is_untaken(request))
+
+
+def _is_unread(request: Any, outcome: str) -> bool:
+    """Return whether it has input that nobody has read."""
     if outcome not in SPEAKING:
         return False
     try:
@@ -37,9 +54,18 @@ def is_unread(request: Any) -> bool:
             _settimeout(request, 0.0)  # or it would wait for so long, whatever the flag says
         return _throw_away(request) > 0
     except BlockingIOError:
-        return bool(outcome == BAD_MESSAGE)  # there is more where that came from
+        return outcome == BAD_MESSAGE  # there is more where that came from
     except (OSError, ValueError):
         return False
+
+
+def _is_untaken(request: Any) -> bool:
+    """Return whether some of what was sent waits to be taken."""
+    # Who does input and output of its own may have sent more than was counted, by the descriptor.
+    if getattr(request, "bytes_out", 0) <= FITS and not isinstance(request, TimedConnection):
+        return False
+    # Between Unix sockets, what is sent has been received. The end of the stream counts as one.
+    return family(request) != AF_UNIX and untaken(request) > 1
 
 
 class Lingering:
@@ -48,14 +74,16 @@ class Lingering:
     def __init__(self, close: Callable[[Any], None], over: Callable[[], None]) -> None:
         self._close = close
         self._over = over  # called when the last one has gone
-        self._times: dict[Any, list[float]] = {}  # since when, and when something was heard
+        # Since when, when something was heard or taken, and how much was to be taken then.
+        self._times: dict[Any, list[float]] = {}
 
     def __len__(self) -> int:
         return len(self._times)
 
     def add(self, request: Any, loop: Any, in_loop: bool) -> None:
         """Let a connection linger; from any thread."""
-        self._times[request] = [monotonic()] * 2
+        now = monotonic()
+        self._times[request] = [now, now, untaken(request)]
         if in_loop:
             self._begin(request, loop)
         else:
@@ -92,7 +120,10 @@ class Lingering:
         if request not in self._times:
             return
         now = monotonic()
-        since, heard = self._times[request]
+        since, heard, before = self._times[request]
+        left = untaken(request)
+        if left < before:
+            self._times[request] = [since, heard := now, left]
         due = min(heard + SILENCE, since + LONGEST)
         if due <= now:
             self._end(request, loop)
@@ -113,10 +144,16 @@ def wait_out(request: Any) -> None:
     poll = select.poll()
     poll.register(request.fileno(), select.POLLIN)
     deadline = monotonic() + LONGEST
+    left = untaken(request)
     with suppress(OSError, ValueError):
-        while poll.poll(min(SILENCE, max(0.0, deadline - monotonic())) * 1000):
-            if not _throw_away(request):
-                break
+        while (seconds := deadline - monotonic()) > 0:
+            if poll.poll(min(SILENCE, seconds) * 1000):
+                if not _throw_away(request):
+                    break
+            else:
+                before, left = left, untaken(request)
+                if left >= before:
+                    break
 
 
 def _throw_away(request: Any) -> int:

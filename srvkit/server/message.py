@@ -7,7 +7,7 @@ and gives it a `link`. Framing and error texts are of `net`; servers are known b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from srvkit.contracts import Link
@@ -75,6 +75,9 @@ class MessageHandler(KnowsPeer):
         "bad-message", "reset", "first-byte-timeout", "idle-timeout", "request-timeout",
         "write-timeout", "overflow" (others sent it more than it took), "bad-tls" and "tls-timeout" (after
         `start_tls`), "stopped" or "error".
+
+        What is sent here leaves before the end where the peer can still hear it, as one can that has ended
+        its own side only. Where it cannot, nothing is sent, and nothing is raised.
         """
 
     def send(self, message: bytes) -> None:
@@ -83,8 +86,12 @@ class MessageHandler(KnowsPeer):
         Within `handle_message` it leaves at once, after the replies before it. Raises PeerGone (a
         ConnectionError) when the peer cannot be written to; called from another thread it then does
         nothing, since that thread has no part in this connection.
+
+        The framing encodes messages one at a time, in the order in which they leave. Raises what `encode`
+        does; where the sender's thread is not the one that encodes, that is reported instead, and the
+        message left out.
         """
-        self.link.write(self.framing.encode(message))
+        self.link.send(message, self.framing.encode)
 
     def close(self) -> None:
         """End the connection, from any thread, after what was sent before is out; the rest is not read."""
@@ -110,8 +117,8 @@ class Outbox:
         self.closed = False
         self.encrypted = False
 
-    def write(self, data: bytes) -> None:
-        self.sent.append(data)
+    def send(self, message: bytes, encode: Callable[[bytes], bytes]) -> None:
+        self.sent.append(encode(message))
 
     def close(self) -> None:
         self.closed = True

@@ -15,7 +15,7 @@ from srvkit.net.connection import Connection, TimedConnection, accept, unmapped
 from srvkit.net.listener import Listener
 from srvkit.server.base import BURST, MAX_CONNECTIONS, BaseServer
 from srvkit.server.guard import Seats
-from srvkit.server.lingering import Lingering, is_unread, wait_out
+from srvkit.server.lingering import Lingering, has_to_linger, wait_out
 
 SHUT_WR = int(socket.SHUT_WR)
 _Socket = socket.socket  # what it is without a program's tests, which may put a mock in its place
@@ -148,7 +148,7 @@ class TCPServer(BaseServer):
         except OSError:
             pass  # the peer has gone first
         else:
-            if self._lingering is not None and is_unread(request):
+            if self._lingering is not None and has_to_linger(request):
                 self._linger(request)
                 return
         try:

@@ -24,6 +24,7 @@ from srvkit.net.connection import (
     BAD_PROXY,
     BAD_TLS,
     DONT_WAIT,
+    EOF,
     PROXY_TIMEOUT,
     REFUSED,
     RESET,
@@ -40,6 +41,8 @@ log = logging.getLogger("srvkit.server")
 
 PEEK = int(socket.MSG_PEEK) | DONT_WAIT
 BUSY_AGAIN = 0.1  # seconds until the deadline of a step under way is looked at again
+
+NOTHING = "nothing was said"
 
 _recv = socket.socket.recv  # the system call: no byte of a header counts as the client's
 
@@ -147,6 +150,8 @@ class ThresholdMixIn(Steps):
             self._hand_on(request, client_address)
 
     def _encrypted(self, request: Any, client_address: Any, outcome: str, error: Exception | None) -> None:
+        if outcome in (BAD_TLS, RESET) and not request.has_heard:
+            outcome = EOF  # it only looked whether somebody is there
         if outcome:
             self._refuse(request, client_address, outcome, error)
         else:
@@ -171,7 +176,8 @@ class ThresholdMixIn(Steps):
         request.outcome = outcome
         if outcome != STOPPED:
             reason = outcome if error is None else f"{outcome}: {error}"
-            log.info("%s: %s ended: %s", self._name(), display(client_address), reason)
+            level = logging.DEBUG if outcome == EOF else logging.INFO
+            log.log(level, "%s: %s ended: %s", self._name(), display(client_address), reason)
         self.shutdown_request(request)
 
 
@@ -247,6 +253,8 @@ class Waiting:
             if wanted:
                 self._await(wanted)
                 return
+        except Silent as nothing:
+            outcome, error = EOF, nothing
         except PeerError as fault:
             outcome, error = self.wrong, fault
         except OSError as gone:
@@ -270,6 +278,10 @@ class Waiting:
         self.end(outcome, error)
 
 
+class Silent(PeerError):
+    """A peer that has gone without a byte, as whoever checks a server's health does."""
+
+
 class HeaderAwaited(Waiting):
     """A connection from which a PROXY header is to come, and nothing else until then."""
 
@@ -283,8 +295,12 @@ class HeaderAwaited(Waiting):
             seen = _recv(self.request, LONGEST, PEEK)
         except BlockingIOError:
             return READ
+        except OSError as error:
+            if self._received:
+                raise
+            raise Silent(str(error)) from error
         if not seen:
-            raise ProxyError("the stream ended before a header did")
+            raise ProxyError("the stream ended before a header did") if self._received else Silent(NOTHING)
         found = parse(self._received + seen)
         if found is None:
             self._received += _recv(self.request, len(seen), DONT_WAIT)

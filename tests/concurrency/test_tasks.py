@@ -640,6 +640,7 @@ def test_a_peer_that_vanishes_ends_a_handler_that_only_writes(
 
     with serve(Ticker) as server:
         sock = client(server.address)
+        sock.sendall(b"subscribe\n")
         assert sock.recv(5) == b"tick\n"
         reset(sock)
         eventually(lambda: ends)

@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from srvkit.fork import fork
-from srvkit.net.connection import CLOSED, EOF, ERROR, OUTCOMES, RESET
+from srvkit.net.connection import BAD_MESSAGE, CLOSED, EOF, ERROR, OUTCOMES, RESET
 from srvkit.process.scoreboard import Board, ChildRows, Counts
 
 
@@ -49,7 +49,7 @@ def test_what_a_worker_counts_outlives_it(board):
         board.failed()
         board.ended(EOF, 10, 3)
         board.ended(RESET, 1, 2**40)
-        board.handled(5, 50)
+        board.handled(5, 50, 7, [ERROR, BAD_MESSAGE])
         board.dropped()
         board.unanswered()
         board.unanswered()
@@ -61,10 +61,10 @@ def test_what_a_worker_counts_outlives_it(board):
         "refused": 1,
         "errors": 1,
         "bytes_in": 61,
-        "bytes_out": 3 + 2**40,
+        "bytes_out": 10 + 2**40,
         "dropped": 1,
         "unanswered": 2,
-        "outcomes": {CLOSED: 5, EOF: 1, RESET: 1},
+        "outcomes": {CLOSED: 3, EOF: 1, RESET: 1, ERROR: 1, BAD_MESSAGE: 1},
     }
     assert (counts.accepted, counts.ended, counts.open) == (9, 7, 2)
 
@@ -139,8 +139,8 @@ def test_a_closed_board_gives_its_memory_back():
 def test_a_forked_child_leaves_its_account_to_its_parent():
     rows = ChildRows(2)
     row = rows.take()
-    in_a_child(lambda: rows.write(row, EOF, 7, 2**40))
-    assert rows.give_back(row) == (EOF, 7, 2**40)
+    in_a_child(lambda: rows.write(row, EOF, 7, 2**40, 3))
+    assert rows.give_back(row) == (EOF, 7, 2**40, 3)
 
 
 def test_a_child_that_was_killed_has_left_nothing_even_where_another_had():
@@ -149,7 +149,7 @@ def test_a_child_that_was_killed_has_left_nothing_even_where_another_had():
         row = rows.take()
         if outcome is not None:
             rows.write(row, outcome, 1, 2)
-        assert rows.give_back(row) == ((outcome, 1, 2) if outcome else None)
+        assert rows.give_back(row) == ((outcome, 1, 2, 0) if outcome else None)
 
 
 def test_children_at_the_same_time_have_rows_of_their_own():
@@ -159,4 +159,4 @@ def test_children_at_the_same_time_have_rows_of_their_own():
     for number, row in enumerate(taken):
         in_a_child(lambda number=number, row=row: rows.write(row, OUTCOMES[number], number, number))
     for number, row in enumerate(taken):
-        assert rows.give_back(row) == (OUTCOMES[number], number, number)
+        assert rows.give_back(row) == (OUTCOMES[number], number, number, 0)

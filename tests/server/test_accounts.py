@@ -45,11 +45,12 @@ class Board:
         self.outcomes.append((outcome, bytes_in, bytes_out))
         self._count("ended")
 
-    def handled(self, count: int, bytes_in: int) -> None:
+    def handled(self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]) -> None:
         with self._lock:
             self.counted["accepted"] += count
             self.counted["ended"] += count
-        self.outcomes.append(("handled", bytes_in, 0))
+        self.outcomes += [(outcome, 0, 0) for outcome in unusual]
+        self.outcomes.append(("closed", bytes_in, bytes_out))
 
     def _count(self, what: str) -> None:
         with self._lock:
