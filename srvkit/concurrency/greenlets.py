@@ -80,9 +80,11 @@ class GreenletMixIn(Steps):
             finally:
                 os.close(end)
 
-        monkey.start_thread(attempt, "try gevent")
+        thread = monkey.start_thread(attempt, "try gevent")
         os.read(ended, 1)
         os.close(ended)
+        if thread is not None:
+            thread.join()  # forking models refuse to start beside a thread
         for error in raised:
             raise error
 

@@ -124,12 +124,17 @@ def put_back() -> None:
         setattr(module, name, thing)
 
 
-def start_thread(function: Callable[[], object], name: str) -> None:
-    """Run it in a thread of the system's, a daemon, also where those of `threading` are greenlets now."""
-    if _thread.start_new_thread is _start_native:
-        threading.Thread(target=function, name=name, daemon=True).start()
-    else:
+def start_thread(function: Callable[[], object], name: str) -> threading.Thread | None:
+    """Run it in a thread of the system's, a daemon, also where those of `threading` are greenlets now.
+
+    Returns the thread, or None where `threading` does not know it.
+    """
+    if _thread.start_new_thread is not _start_native:
         _start_native(function, ())
+        return None
+    thread = threading.Thread(target=function, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _patched_by_gevent() -> bool:
