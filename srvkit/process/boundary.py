@@ -76,6 +76,12 @@ class SteadyLoop(Readiness):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait and call back, as every loop does; never raises an Exception."""
+        try:
+            self._take_a_turn(timeout)
+        except Exception:  # there was no memory to say what is wrong
+            self._in_a_row = 1
+
+    def _take_a_turn(self, timeout: float | None) -> None:
         before = self._failures
         self._call(partial(super().wait, timeout))
         if self._failures == before:

@@ -44,19 +44,25 @@ class Children:
         for file in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # what cannot be written, the child cannot write either
                 file.flush()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+        try:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+        except MemoryError:  # for what it returns: they are held back
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
+            raise
+        pid = 0
         try:
             pid = _fork()
             if pid == 0:
                 _be_the_child(main)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
             self._ends[pid] = ended
-        except BaseException:  # nobody would know of it
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        except BaseException:
+            if pid:  # nobody would know of it
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             raise
+        finally:
+            with suppress(MemoryError):  # as above: they are let through
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> None:

@@ -169,8 +169,13 @@ class Supervisor:
                     self._reload_failed(refused)
                 else:
                     self._begin_change(config, problems)
-                while not self._is_over():
-                    loop.wait()
+                while True:
+                    try:
+                        if self._is_over():
+                            break
+                        loop.wait()
+                    except MemoryError:  # for the calls as such
+                        continue
             finally:
                 if not self._takeover.is_under_way:  # else there is another try
                     self._put_away()
