@@ -91,7 +91,12 @@ def _contents(file: str, name: str) -> bytes:
         _refuse_unless_regular(os.stat(file), name)
         # Without O_NONBLOCK a pipe put in the file's place meanwhile would hold the open for ever.
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with open(descriptor, "rb") as opened:
+        try:
+            opened = open(descriptor, "rb")  # noqa: SIM115 - it is closed below, or was never opened
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with opened:
             _refuse_unless_regular(os.fstat(descriptor), name)
             content = opened.read(LARGEST + 1)
     except FileNotFoundError:

@@ -210,7 +210,11 @@ class _Client:
     def _requested(self, line: bytes) -> None:
         self._received.clear()
         self._timer.cancel()
-        self._loop.watch(self._socket.fileno(), self._read_on)
+        try:
+            self._loop.watch(self._socket.fileno(), self._read_on)
+        except OSError as error:
+            self.reply({"error": f"srvkit cannot answer now: {error.strerror}"})
+            return
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):

@@ -124,8 +124,8 @@ class Change:
 
     def _try_out(self) -> None:
         self._timer = self._around.loop.call_later(self.config.srvkit.ready_timeout, self._look_after)
-        ours, theirs = open_channel()
         known = self._before.sockets.hosts() if self._before is not None else {}
+        ours, theirs = open_channel()
 
         def main() -> int:
             self._around.leave(())

@@ -122,7 +122,7 @@ def _see_that_there_is_room() -> None:
             taken.append(os.dup(0))
     finally:
         for fd in taken:
-            os.close(fd)
+            close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

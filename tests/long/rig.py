@@ -218,6 +218,7 @@ class Rig:
         """Start it; it says what goes wrong in the file `stderr`."""
         environ = os.environ | {
             "PYTHONPATH": str(ROOT),
+            "PWD": str(self.folder),
             "RUNTIME_DIRECTORY": str(self.folder / "run"),
             "NOTIFY_SOCKET": str(self.folder / "notify"),
             "WATCHDOG_USEC": str(int(self._watchdog * 1e6)),
