@@ -44,7 +44,7 @@ def test_a_call_that_fails_ends_nothing(
 ) -> None:
     go = ENDS.get(name, functools.partial(campaign.run, name))
     outcome = go(rigs(name), campaign.every(SHARES.get(name, 1), number))
-    record_property("calls", outcome)
+    record_property("calls", str(outcome))
     outcome.verify()
 
 
@@ -53,7 +53,7 @@ def test_a_process_without_descriptors_goes_on(
     name: str, rigs: Callable[[str], campaign.Rigs], record_property: Callable[..., None]
 ) -> None:
     outcome = campaign.run_without_descriptors(name, rigs(name), 16)
-    record_property("descriptors", outcome)
+    record_property("descriptors", str(outcome))
     outcome.verify()
 
 
@@ -66,5 +66,5 @@ def test_an_interpreter_without_memory_goes_on(
     name: str, rigs: Callable[[str], campaign.Rigs], record_property: Callable[..., None]
 ) -> None:
     outcome = campaign.run_without_memory(name, rigs(name), 60)
-    record_property("memory", outcome)
+    record_property("memory", str(outcome))
     outcome.verify()
