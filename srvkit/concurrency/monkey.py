@@ -61,7 +61,8 @@ class _Guard:
         if self._subscribed:
             return
         if ASKS in sys.modules:
-            self._subscribe()
+            with suppress(ImportError):  # without the rest of gevent it patches nothing
+                self._subscribe()
         elif self not in sys.meta_path:
             sys.meta_path.insert(0, self)
 
@@ -73,8 +74,8 @@ class _Guard:
         return None
 
     def _subscribe(self) -> None:
-        self._subscribed = True
         import_module("gevent.events").subscribers.append(self._asked)
+        self._subscribed = True
 
     def _asked(self, event: Any) -> None:
         events = import_module("gevent.events")
