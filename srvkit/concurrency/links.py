@@ -33,6 +33,7 @@ from srvkit.net.connection import (
     UNHEARD,
     WRITE_TIMEOUT,
     Connection,
+    lost_outcome,
 )
 from srvkit.net.deadlines import Deadlines, Moment
 from srvkit.net.framing import hand_over, stands_still, unasked
@@ -590,8 +591,7 @@ class EventLink:
     def _lose(self, outcome: str) -> None:
         if outcome == RESET:
             self._unheard = True
-            if not self.bytes_in:
-                outcome = EOF  # it only looked whether somebody is there
+            outcome = lost_outcome(self._request, self.bytes_in)
         if self._handler is not None:
             self._log(outcome, logging.DEBUG if outcome == EOF else logging.INFO)
         self._end(outcome)

@@ -34,6 +34,7 @@ from srvkit.net.connection import (
     Connection,
     account_of,
     frame_outcome,
+    lost_outcome,
 )
 from srvkit.net.datagrams import ReplySocket
 from srvkit.net.datagrams import reply as send_datagram
@@ -537,9 +538,9 @@ class TaskLink(HandlerTask):
             return
         if outcome == RESET:
             self._read_the_rest()
-        is_silent = outcome == RESET and not self.bytes_in
-        if is_silent:
-            outcome = EOF  # whoever looks whether the port is open
+        if outcome == RESET:
+            outcome = lost_outcome(self._request, self.bytes_in)
+        is_silent = outcome == EOF
         if self.pending or not self._closing:
             self._accuse(outcome, fault)
         self.fault = fault

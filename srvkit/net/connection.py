@@ -88,6 +88,11 @@ def account_of(request: Any) -> Any:
     return request[1] if isinstance(request, tuple) else request
 
 
+def lost_outcome(request: Any, bytes_in: int) -> str:
+    """Return how a connection ended whose peer is gone: who never said anything only looked for a server."""
+    return RESET if bytes_in or getattr(request, "floods", False) else EOF
+
+
 def frame_outcome(error: FrameError) -> str:
     """Return how a connection ended whose handler or framing raised this."""
     return TRUNCATED if error.cut_short else BAD_MESSAGE
@@ -244,6 +249,6 @@ class TimedConnection(Connection):
     def _failed(self, error: OSError, outcome: str) -> NoReturn:
         if not isinstance(error, BlockingIOError):  # with that one, the handler chose not to wait
             if not isinstance(error, TimeoutError):
-                outcome = RESET if self.bytes_in else EOF  # it only looked whether somebody is there
+                outcome = lost_outcome(self, self.bytes_in)
             self.fault, self.outcome = error, outcome
         raise error

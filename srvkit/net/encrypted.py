@@ -54,6 +54,7 @@ class TlsConnection(Connection):
     _promised = 0  # how many bytes of the next send() are in that
     _is_over = False  # whether the stream has ended, announced or not
     has_heard = False  # whether anything encrypted has come
+    floods = False  # whether the peer keeps asking for answers that it does not take
 
     # ---- the handshake
 
@@ -221,6 +222,7 @@ class TlsConnection(Connection):
                 if not pieces:
                     raise  # else: what has come before the peer went is handed out first
             if not self._promised and len(self._encrypted) > RECORD:
+                self.floods = True
                 raise ConnectionError("the peer asks for answers of the protocol, and takes none")
         if not pieces:
             return None if left else b""

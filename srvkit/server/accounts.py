@@ -245,9 +245,9 @@ class EndsMixIn(Steps):
             self.tell_end(peer)
         super().request_done(request)
 
-    def _drop(self, client_address: Any) -> None:
+    def _drop(self, client_address: Any, longest: int) -> None:
         """Tell of the end of a datagram that never became a request."""
-        super()._drop(client_address)  # type: ignore[misc]
+        super()._drop(client_address, longest)  # type: ignore[misc]
         self.tell_end(client_address)
 
 

@@ -37,6 +37,7 @@ from srvkit.net.connection import (
     WRITE_TIMEOUT,
     Connection,
     handshake_outcome,
+    lost_outcome,
     wait_for,
 )
 from srvkit.net.datagrams import reply as send_datagram
@@ -151,8 +152,8 @@ class StreamLink:
         except PeerGone:
             if self._lost is None:
                 raise  # some other connection's, that the handler let escape
-            if self._lost == RESET and not self.bytes_in:
-                self._log(EOF, logging.DEBUG)  # it only looked whether somebody is there
+            if self._lost == RESET and lost_outcome(self._socket, self.bytes_in) == EOF:
+                self._log(EOF, logging.DEBUG)
                 return EOF
             self._log(self._lost)
             return self._lost

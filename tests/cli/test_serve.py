@@ -37,7 +37,7 @@ def test_a_handler_of_the_current_folder_is_found_under_every_model(model, start
     words = ("app.greet:Greet.Inner", "unix:greet.sock", "tcp://127.0.0.1:0", "--concurrency", model)
     with start("-m", "srvkit", "serve", *words, folder=tmp_path) as program:
         addresses = program.addresses("serve")
-        assert addresses[0] == "unix:greet.sock"
+        assert addresses[0] == f"unix:{tmp_path / 'greet.sock'}"
         for address in addresses:
             with client(address, tmp_path) as sock:
                 assert sock.recv(100) == b"mine"

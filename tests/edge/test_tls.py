@@ -564,6 +564,7 @@ def test_every_problem_with_certificates_has_its_place(
     )
     with start("-m", "srvkit", "check", folder=tmp_path) as program:
         assert program.ended() == 2
+    said = program.log.replace(f"{tmp_path}/", "")
     for line in PROBLEMS.splitlines():
-        assert line in program.log
+        assert line in said
     assert len(re.findall(r"srvkit\.toml:\d+:", program.log)) == len(PROBLEMS.splitlines())

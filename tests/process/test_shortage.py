@@ -259,7 +259,7 @@ def test_control_socket_lock_and_pid_file_that_somebody_removed_are_made_anew(ma
     assert managed.command("status").returncode == 0
     assert "running already" in managed.command("run").stderr
     assert (managed.folder / "srvkit.pid").read_text() == f"{managed.program.pid}\n"
-    managed.reload()
+    assert managed.command("reload").returncode == 0
     assert managed.program.end() == 0
     assert not (managed.folder / "srvkit.pid").exists()
     assert not list((managed.folder / "run").iterdir())

@@ -183,7 +183,7 @@ def test_a_second_start_refuses_and_leaves_the_first_alone(run, start, say, mode
     with start("-m", "srvkit", "run", *mode, folder=tmp_path) as second:
         assert second.ended() == 3
         assert second.log == (
-            "srvkit: cannot listen on unix:good.sock: another server is listening there\n"
+            f"srvkit: cannot listen on unix:{tmp_path / 'good.sock'}: another server is listening there\n"
             if mode
             else f"srvkit: this configuration is running already (pid {first.pid})\n"
         )
@@ -229,7 +229,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {left}, lowest + {left}))
 """
     program = run(GOOD.format("threading"), plugin)
     assert program.ended() == 3
-    assert program.log == f"srvkit: {cannot}: Too many open files\n"
+    assert program.log.replace(f"{tmp_path}/", "") == f"srvkit: {cannot}: Too many open files\n"
     assert not list(tmp_path.glob("*.sock"))
 
 
