@@ -229,8 +229,12 @@ class _PidInFile:
                 except BlockingIOError:
                     raise BlockingIOError(os.pread(fd, 32, 0).decode("ascii", "replace").strip()) from None
                 if identity(fd) == identity(path):
-                    os.ftruncate(fd, 0)
-                    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+                    try:
+                        os.ftruncate(fd, 0)
+                        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+                    except BaseException:
+                        remove_if(path, identity(fd))  # locked, so that it is nobody else's
+                        raise
                     return cls(path, fd)
             except BaseException:
                 close(fd)
