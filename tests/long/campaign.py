@@ -50,7 +50,8 @@ class Outcome:
     def verify(self) -> None:
         """Fail where anything was not sound, or where next to nothing was tried."""
         assert not self.unsound, f"{self}\n" + "\n".join(self.unsound)
-        assert self.cases and len(self.missed) <= max(1, self.cases // 4), f"{self}\n" + "\n".join(self.missed)
+        most = max(1, self.cases // 4)
+        assert self.cases and len(self.missed) <= most, f"{self}\n" + "\n".join(self.missed)
 
 
 def cases_of(recorded: list[tuple[str, int]]) -> list[Case]:
