@@ -155,6 +155,8 @@ class Usr1(Scenario):
 class Usr2(Scenario):
     """A new installation takes over."""
 
+    beyond = Hup
+
     def act(self, rig: Rig) -> None:
         self.said = rig.new_log()
         rig.signal(signal.SIGUSR2)
@@ -191,12 +193,14 @@ class Killed(Scenario):
 class Retired(Killed):
     """A worker asks to be replaced."""
 
+    beyond = Killed
     number = signal.SIGTERM
 
 
 class Hung(Killed):
     """A worker hangs and is replaced."""
 
+    beyond = Killed
     number = signal.SIGSTOP
     settings = {"heartbeat": "1s"}
 

@@ -14,7 +14,7 @@ import campaign
 import injector
 import pytest
 
-SHARES = {"start": 6, "stop": 3, "reload": 6, "usr2": 8}  # in how many parts the longest ones come
+SHARES = {"start": 6, "stop": 3, "reload": 6, "usr2": 4}  # in how many parts the longest ones come
 ALL = [
     (name, number)
     for name in ("usr2", "start", "reload", "stop", *sorted(set(campaign.SCENARIOS) - {"usr2", "reload"}))
@@ -65,6 +65,6 @@ def test_a_process_without_descriptors_goes_on(
 def test_an_interpreter_without_memory_goes_on(
     name: str, rigs: Callable[[str], campaign.Rigs], record_property: Callable[..., None]
 ) -> None:
-    outcome = campaign.run_without_memory(name, rigs(name), 60)
+    outcome = campaign.run_without_memory(name, rigs(name), 40)
     record_property("memory", str(outcome))
     outcome.verify()
