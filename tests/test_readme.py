@@ -23,7 +23,7 @@ from srvkit.config.model import settings_table
 from srvkit.net.connection import OUTCOMES
 from srvkit.net.peer import Peer
 from srvkit.plugins.manager import HOOKS, make_manager
-from srvkit.process.supervisor import HANDLED
+from srvkit.process.signals import HANDLED
 from srvkit.server.handler import AsyncHandler, BaseRequestHandler, MessageHandler, kind_of
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -108,14 +108,14 @@ def serve(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:
     from srvkit.process import systemd, takeover
-    from srvkit.process.signals import hold_back
+    from srvkit.process.signals import HANDLED, hold_back
 
     if args.single:
         return _run_single(*read())
-    from srvkit.process.supervisor import HANDLED, Supervisor
-
     hold_back(*HANDLED)  # a signal that comes too early is answered once there is somebody to do so
     with takeover.begun(HANDLED) as handed_over:
+        from srvkit.process.supervisor import Supervisor
+
         return Supervisor(read, systemd.begin(), check, takeover=handed_over, watch=args.reload).run()
 
 

@@ -172,6 +172,13 @@ class _Client:
         self._keep = keep
         self._timer.cancel()
         try:
+            self._begin_to_write(answer)
+        except Exception:
+            self.close()  # it is better to hear of an end than of nothing
+            raise
+
+    def _begin_to_write(self, answer: dict[str, Any]) -> None:
+        try:
             line = json.dumps(answer)
         except (TypeError, ValueError, RecursionError):
             log.exception("control socket: an answer cannot be written as JSON")
@@ -191,6 +198,13 @@ class _Client:
         self._gone(self)
 
     def _read(self) -> None:
+        try:
+            self._hear()
+        except Exception:
+            self.close()  # nobody else would tell the client that there is no answer
+            raise
+
+    def _hear(self) -> None:
         try:
             data = self._socket.recv(MOST_REQUEST)
         except BlockingIOError:

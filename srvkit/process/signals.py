@@ -14,6 +14,19 @@ from srvkit.fork import fork
 from srvkit.net.closing import close
 
 _ONCE_MORE = b"\0"  # no signal has this number
+# What a supervisor answers to; and what would end it, but does nothing.
+HANDLED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCHLD,
+)
+IGNORED = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO)  # each would end the process
 PLAIN: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}  # what Python itself does at its start
 # What is said to a whole group of processes, or to all of one name, is meant for the first of them.
 IGNORED_SIGNALS = tuple(

@@ -36,7 +36,7 @@ from srvkit.process.places import Lock, PidFile, PlaceError, control_path
 from srvkit.process.reload import Change, Generation
 from srvkit.process.reminder import Reminder
 from srvkit.process.report import Questions, report_of
-from srvkit.process.signals import Signals
+from srvkit.process.signals import HANDLED, IGNORED, Signals
 from srvkit.process.supervised import BEATS
 from srvkit.process.systemd import Notifier
 from srvkit.process.takeover import Takeover
@@ -46,18 +46,6 @@ from srvkit.process.workers import CUT_TIME, Surroundings, Workers
 
 log = logging.getLogger("srvkit.process")
 
-HANDLED = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGCHLD,
-)
-IGNORED = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO)  # each would end the process
 ANSWER_TIME = 1.0  # seconds for workers to say which connections they have
 DOOR_TIME = 1.0  # seconds for workers that retire to say that they take nothing new
 LATE = 1.0  # seconds by which a timer may be late before this process was stopped, or its machine

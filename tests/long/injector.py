@@ -300,7 +300,7 @@ def end_shortage() -> None:
     """Have memory again; where `start` was not reached, tell how many allocations there were."""
     global _memory_begun
     _memory_begun = False
-    left = _until_there_is_none()
+    left = _until_there_is_none() if _spec["start"] > 1_000_000 else 0  # else it was reached long ago
     _testcapi.remove_mem_hooks()
     _testcapi.set_nomemory(10_000, 10_001)
     each = 10_000 / _until_there_is_none()
@@ -314,7 +314,7 @@ def _until_there_is_none() -> int:
     """Ask for memory until there is none; return how often that was."""
     count = 0
     try:
-        while count < _spec["start"]:
+        while count < 4_000_000:
             bytes(700)
             count += 1
     except MemoryError:
