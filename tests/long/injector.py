@@ -31,7 +31,7 @@ except ImportError:  # a build without the interpreter's own test modules
     _testcapi = None
 
 IDLE, RECORD, ARMED, MEMORY = range(4)  # what STATE begins with
-SIZE, FIRED, DONE, TURN, SPEC = 65536, 1, 2, 3, 16  # of STATE; offsets in it, SPEC being JSON
+SIZE, FIRED, DONE, TURN, EXECUTED, SPEC = 65536, 1, 2, 3, 4, 16  # of STATE; offsets in it, SPEC being JSON
 
 # What may go wrong with each call, from its manual page. What is only a program's own mistake (EBADF,
 # EFAULT, EINVAL) is not here, nor are calls that cannot fail otherwise, as close() of a socket or anything
@@ -399,7 +399,8 @@ def main() -> int:
     from srvkit.cli.main import main as srvkit_main
 
     sys.stdout, sys.stderr = _Stream(sys.stdout), _Stream(sys.stderr)
-    if memory[0] == MEMORY:
+    if memory[0] == MEMORY and not memory[EXECUTED]:  # once: what is executed again is to have a chance
+        memory[EXECUTED] = 1
         begin_shortage()
     return srvkit_main(sys.argv[2:])
 

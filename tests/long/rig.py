@@ -172,7 +172,7 @@ class Rig:
     def _begin(self, mode: int, spec: dict[str, Any]) -> None:
         memory = self._memory
         memory[0] = injector.IDLE
-        memory[injector.FIRED] = memory[injector.DONE] = 0
+        memory[injector.FIRED] = memory[injector.DONE] = memory[injector.EXECUTED] = 0
         text = json.dumps(spec).encode() + b"\0"
         memory[injector.SPEC : injector.SPEC + len(text)] = text
         self._turn = (self._turn + 1) % 250

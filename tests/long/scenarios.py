@@ -165,7 +165,11 @@ class Usr2(Scenario):
             self.said += rig.new_log()
             if not rig.is_alive():
                 raise Unsound(f"the supervisor has ended: {rig.last_words()}")
-            return bool(re.search("reloaded: this is|the reload has failed|nothing is replaced", self.said))
+            return bool(
+                re.search(
+                    "reloaded: this is|the reload has failed|nothing is replaced|USR2: MemoryError", self.said
+                )
+            )
 
         try:
             rig.until(is_over, "srvkit is replaced, or says why not")
