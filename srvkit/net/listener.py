@@ -257,11 +257,15 @@ def bind(
     if address.scheme == "fd":
         return Listener(address, _adopt(address), settings)
     if address.is_unix:
-        return _bind_unix(address, settings, lost)
-    numeric = numeric or resolve(address)[0]
-    sock = _open(address, socket.AF_INET6 if ":" in numeric.host else socket.AF_INET)
+        numeric, family = address, socket.AF_UNIX
+    else:
+        numeric = numeric or resolve(address)[0]
+        family = socket.AF_INET6 if ":" in numeric.host else socket.AF_INET
+    sock = _open(address, family)
     try:
         _set_listener_options(sock, numeric, settings)
+        if address.is_unix:
+            return _bind_unix(sock, address, settings, lost)
         if beside:
             share([sock, *beside])
         sock.bind(_sockaddr(numeric))
@@ -394,20 +398,13 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _bind_unix(address: Address, settings: SocketSettings, lost: Listener | None) -> Listener:
-    sock = _open(address, socket.AF_UNIX)
-    try:
-        _set_listener_options(sock, address, settings)
-        if not address.is_abstract:
-            return _bind_file(sock, address, settings, lost)
-        sock.bind(b"\0" + os.fsencode(address.path[1:]))
-        return Listener(address, sock, settings)
-    except OSError as error:
-        sock.close()
-        raise ListenError(address, _explain(error)) from error
-    except BaseException:
-        sock.close()
-        raise
+def _bind_unix(
+    sock: socket.socket, address: Address, settings: SocketSettings, lost: Listener | None
+) -> Listener:
+    if not address.is_abstract:
+        return _bind_file(sock, address, settings, lost)
+    sock.bind(b"\0" + os.fsencode(address.path[1:]))
+    return Listener(address, sock, settings)
 
 
 def _bind_file(
