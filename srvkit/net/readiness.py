@@ -128,7 +128,7 @@ class Readiness:
                 self._poll.modify(fd, events)
             self._make_room(fd)
         elif not events & EXCLUSIVE:  # which cannot be modified, see epoll_ctl(2)
-            self._poll.modify(fd, events)
+            self._modify(fd, events)
         self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
@@ -155,7 +155,13 @@ class Readiness:
                 return
             except FileExistsError:  # it was forgotten, and is not closed yet
                 pass
-        self._poll.modify(fd, events)
+        self._modify(fd, events)
+
+    def _modify(self, fd: int, events: int) -> None:
+        try:
+            self._poll.modify(fd, events)
+        except FileNotFoundError:  # a handler closed what it was, unasked, and another has the number now
+            self._poll.register(fd, events)
 
     def _once(self, fd: int, callback: Callable[[], None]) -> None:
         self.unwatch(fd)

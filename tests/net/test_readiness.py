@@ -128,3 +128,23 @@ def test_a_closed_descriptor_is_refused_and_disturbs_no_other(
     os.write(writing, b"x")
     loop.wait(0)
     assert heard == ["pipe"]
+
+
+@pytest.mark.parametrize("call", ["watch", "watch_once"])
+def test_a_number_is_used_again_after_a_descriptor_was_closed_unasked(loop: Readiness, call: str) -> None:
+    """A handler may close its socket; the next one to get the number is another connection's."""
+    heard: list[str] = []
+    reading, writing = os.pipe()
+    getattr(loop, call)(reading, lambda: heard.append("closed"))
+    os.close(reading)
+    other, far = os.pipe()
+    if other != reading:
+        os.dup2(other, reading)
+    try:
+        getattr(loop, call)(reading, lambda: heard.append("another"))
+        os.write(far, b"x")
+        loop.wait(0)
+        assert heard == ["another"]
+    finally:
+        for fd in {reading, other, writing, far}:
+            os.close(fd)

@@ -69,6 +69,14 @@ class Acts(MessageHandler):
             exec(CALLS[message[4:].decode()], {})
         return message
 
+class ClosesToo(MessageHandler):
+    framing = Lines()
+
+    def handle_message(self, message):
+        if message.startswith(b"close"):
+            self.request.close()
+        return None if message == b"close" else message
+
 class Closes(StreamRequestHandler):
     def handle(self):
         line = self.rfile.readline()
@@ -83,7 +91,7 @@ class Closes(StreamRequestHandler):
 
 @hookimpl
 def srvkit_handlers():
-    return {"acts": Acts, "closes": Closes}
+    return {"acts": Acts, "closes": Closes, "closes-too": ClosesToo}
 
 for code in IMPORT.values():
     exec(code, {})
@@ -164,6 +172,26 @@ def test_closing_the_request(model, managed, available):
             assert managed.answer(b"hello") == b"hello\n"
     serves_and_stops(managed)
     assert managed.program.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_closing_the_request_of_a_message_handler(model, managed, available):
+    """The number of the closed descriptor is the next connection's, in the loop that watched it."""
+    available(model)
+    managed.write(server(model, "closes-too"), plugin())
+    managed.begin()
+    before = managed.workers()
+    other = managed.connect() if model != "serial" else None  # which has one at a time
+    for line in (b"close", b"close, and answer", b"close, and answer\nonce more"):
+        for _ in range(3):
+            assert managed.answer(line) == b""
+            assert managed.answer(b"hello") == b"hello\n", managed.program.log
+    if other:
+        other.sendall(b"still\n")
+        assert other.recv(100) == b"still\n"
+        other.close()
+    assert managed.workers() == before, managed.program.log
+    serves_and_stops(managed)
 
 
 def test_the_readme_has_a_row_for_each():
