@@ -57,7 +57,7 @@ class ControlSocket:
         self._loop = loop
         self._answer = answer
         self._clients: set[_Client] = set()
-        self._socket = _listen(path) if fd is None else socket.socket(fileno=fd)
+        self._socket = listen(path) if fd is None else socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._socket.set_inheritable(False)
         self._file = identity(path)
@@ -77,14 +77,17 @@ class ControlSocket:
         """
         if identity(self.path) == self._file:
             return False
-        self.move(self.path)
+        self.move(self.path, listen(self.path))
         return True
 
-    def move(self, path: Path) -> None:
-        """Listen at another path from now on; clients stay. Raises PlaceError, with all as it was."""
-        sock = _listen(path)
+    def move(self, path: Path, sock: socket.socket) -> None:
+        """Go on with a socket that listens at another path, which is taken over; clients stay.
+
+        Raises OSError where it cannot be watched, with all as it was.
+        """
         try:
             sock.setblocking(False)
+            sock.set_inheritable(False)
             self._loop.watch(sock.fileno(), self._accept)
         except BaseException:
             sock.close()
@@ -280,7 +283,7 @@ class _Client:
         self.reply({"error": f"no request came within {REQUEST_TIMEOUT:g} s"})
 
 
-def _listen(path: Path) -> socket.socket:
+def listen(path: Path) -> socket.socket:
     """Listen at a path, for our own user alone and from the first moment; raises PlaceError."""
     make_folder(path.parent)
     _refuse_what_is_in_use(path)

@@ -32,6 +32,7 @@ from srvkit.process.control import ControlSocket
 from srvkit.process.listening import ListeningSockets
 from srvkit.process.logfile import LogFile
 from srvkit.process.nameplates import Nameplates
+from srvkit.process.nextplaces import NextPlaces
 from srvkit.process.places import Lock, PidFile, PlaceError, control_path
 from srvkit.process.reload import Change, Generation
 from srvkit.process.reminder import Reminder
@@ -95,6 +96,7 @@ class Supervisor:
         self._change: Change | None = None
         self._announcement: Callable[[], None] | None = None
         self._next_log: LogFile | None = None  # that a change would bring
+        self._next_places: NextPlaces | None = None  # the same
         self._again = False  # whether a reload was asked for while one was going on
         self._replies: list[Reply] = []  # of those who wait for the reload
         self._later_replies: list[Reply] = []  # of those who wait for the one after it
@@ -193,32 +195,20 @@ class Supervisor:
         if self._plates is not None and config.path is not None:
             self._plates.follow(config.path)
 
-    def _move_control(self, config: Config) -> None:
-        """Have the control socket where its path leads to now: a link may have been turned."""
-        path = control_path(config.srvkit, config.path)
-        if self._control is None or self._plates is None or path in (None, self._control.path):
+    def _change_places(self) -> None:
+        places, self._next_places = self._next_places, None
+        if places is None:
             return
-        assert path is not None
-        lock = Lock.take(path)
-        try:
-            self._control.move(path)
-        except BaseException:
-            if lock is not None:
-                lock.remove()
-            raise
-        before, self._lock = self._lock, lock
-        if before is not None:
-            before.remove()
-        self._plates.move(path)
-
-    def _move_pid_file(self, config: Config) -> None:
-        wanted, place = config.srvkit.pid_file, config.path or config.folder / "srvkit.toml"
-        before = self._pid_file
-        if before is not None and before.is_at(wanted, place):
-            return
-        self._pid_file = PidFile.write(wanted, place) if wanted else None
-        if before is not None:
-            before.remove()
+        if places.has_other_control and self._control is not None and self._plates is not None:
+            self._control.move(*places.take_control())
+            before, self._lock = self._lock, places.take_lock()
+            if before is not None:
+                before.remove()
+            self._plates.move(self._control.path)
+        if places.has_other_pid_file:
+            file, self._pid_file = self._pid_file, places.take_pid_file()
+            if file is not None:
+                file.remove()
 
     def _renew_places(self) -> list[str]:
         """Make anew what somebody has removed, a cleaner of /tmp, say; return what cannot be."""
@@ -269,7 +259,10 @@ class Supervisor:
     def _leave(self, keep: Sequence[Listener]) -> None:
         """Close, in a child, what belongs to the supervisor and to other workers."""
         self._loop.close()  # first: what is closed next must not be taken out of the parent's epoll
-        self._forget_log()  # the one it gets comes by its channel
+        if self._next_log is not None:
+            self._next_log.close()  # the one it gets comes by its channel
+        if self._next_places is not None:
+            self._next_places.leave()
         kept = {id(listener) for listener in keep}
         for workers in self._all_workers():
             workers.leave()
@@ -327,12 +320,17 @@ class Supervisor:
             workers.tell({"do": "log"}, [self._log_file.fileno()])
 
     def _found_good(self, config: Config) -> None:
-        """Open the log that a configuration wants, and have it where there is none yet; raises LogError."""
+        """Open the log that a configuration wants, and have it where there is none yet.
+
+        With the places it wants it is the same. Raises LogError, PlaceError, AlreadyRunning.
+        """
         if self._generation is None:
             self._log_file.become(logs.open_log(config))
             logs.set_up(config.logging, self._log_file)
-        elif not self._log_file.is_at(logs.path_of(config)):
+            return
+        if not self._log_file.is_at(logs.path_of(config)):
             self._next_log = logs.open_log(config)
+        self._next_places = NextPlaces(config, self._control, self._pid_file)
 
     def _change_log(self, config: Config) -> None:
         next_log, self._next_log = self._next_log, None
@@ -341,10 +339,13 @@ class Supervisor:
             self._pass_on_log()
         logs.set_up(config.logging, self._log_file)
 
-    def _forget_log(self) -> None:
+    def _forget_what_is_next(self) -> None:
         next_log, self._next_log = self._next_log, None
         if next_log is not None:
             next_log.close()
+        places, self._next_places = self._next_places, None
+        if places is not None:
+            places.give_up()
 
     # ---- a new installation
 
@@ -532,7 +533,7 @@ class Supervisor:
             self._reload()
 
     def _change_failed(self, change: Change) -> None:
-        self._forget_log()
+        self._forget_what_is_next()
         if self._generation is None:
             if not self._stopping:
                 self._not_started = NotStarted(change.errors, change.status)
@@ -554,7 +555,7 @@ class Supervisor:
         if self._watch is not None:
             steps.append(partial(self._watch_over, self._watch, made))
         if before is not None:
-            steps += [partial(self._move_control, made.config), partial(self._move_pid_file, made.config)]
+            steps.append(self._change_places)
         steps.append(partial(self._follow_names, made.config))
         steps.append(partial(self._tell_addresses, made, before is None))
         steps.append(partial(self._look_after, made.config.srvkit.heartbeat_timeout))

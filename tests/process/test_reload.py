@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -354,6 +355,48 @@ def test_a_file_that_is_gone_changes_nothing(managed):
     managed.signal(signal.SIGHUP)
     managed.program.wait_for("the reload has failed, everything goes on as before$")
     assert managed.workers() == before
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        'pid_file = "no/folder/a.pid"',
+        'pid_file = "plugin.py"',
+        'control = "no/folder/a.sock"',
+        'control = "plugin.py"',
+    ],
+)
+def test_a_place_that_cannot_be_had_fails_the_reload(place, managed):
+    managed.write(server(), general='pid_file = "old.pid"')
+    managed.begin()
+    managed.write(server(), general=place)
+    answer = managed.ask(do="reload")
+    assert not answer["ok"]
+    assert len(answer["errors"]) == 1 and re.search("cannot be (made|written)", answer["errors"][0])
+    assert (managed.folder / "old.pid").read_text() == f"{managed.program.pid}\n"
+    assert managed.ask(do="status")["generation"] == 1
+    assert managed.program.end() == 0
+    assert "Traceback" not in managed.program.log
+
+
+def test_places_that_a_failed_reload_had_taken_are_given_back(managed, talking, eventually):
+    managed.write(server())
+    managed.begin()
+    before = managed.ask(do="status")["pid"]
+    fds = Path(f"/proc/{before}/fd")
+    count = len(list(fds.iterdir()))
+    places = 'pid_file = "new.pid"\ncontrol = "new.sock"'
+    managed.write(server(), talking.replace('wait_at("gate")', "raise OSError('no database')"), places)
+    assert "no database" in managed.ask(do="reload")["errors"][0]
+    assert not list(managed.folder.glob("new.*"))
+    eventually(lambda: len(list(fds.iterdir())) <= count)
+    managed.write(server(), talking, places)
+    assert managed.ask(do="reload")["ok"]
+    assert (managed.folder / "new.pid").read_text() == f"{before}\n"
+    assert managed.command("status").returncode == 0
+    assert (managed.folder / "new.sock").is_socket()
+    assert managed.program.end() == 0
+    assert not list(managed.folder.glob("new.*"))
 
 
 def test_what_a_failed_reload_had_bound_is_free_again(managed, talking):
