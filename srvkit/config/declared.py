@@ -14,7 +14,9 @@ from typing import (
     Annotated,
     Any,
     Final,
+    Generic,
     NotRequired,
+    Protocol,
     Required,
     TypeVar,
     Union,
@@ -45,15 +47,16 @@ def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
 
     Raises whatever an annotation raises that cannot be resolved: `NameError`, or anything else.
     """
+    alias: Any = declared
+    declared = get_origin(alias) or alias
     if is_struct(declared):
-        struct: Any = declared
         return {
             field.name: Field(field.encode_name, field.type, field.required)
-            for field in msgspec.structs.fields(struct)
+            for field in msgspec.structs.fields(alias)
         }
     if is_typeddict(declared):
         needed = declared.__required_keys__  # type: ignore[attr-defined]
-        hints = get_type_hints(declared, include_extras=True)
+        hints = _hints(declared, alias)
         # Of annotations that are text, as after `from __future__ import annotations`, it knows nothing.
         told = {Required: True, NotRequired: False}
         return {
@@ -66,7 +69,7 @@ def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
         metadata = {field.name: field.metadata for field in dataclasses.fields(declared)}
     elif isinstance(declared, type) and not is_named_tuple(declared):
         annotated = declared.__init__  # type: ignore[misc]  # of this very class, whose parameters are read
-    hints = get_type_hints(annotated, include_extras=True)
+    hints = _hints(annotated, alias)
     found = {}
     for name, parameter in inspect.signature(declared).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -78,6 +81,53 @@ def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
         required = parameter.default is parameter.empty
         found[name] = Field(name, wanted, required, bounds.get("minimum"), bounds.get("maximum"))
     return found
+
+
+def _hints(annotated: Any, alias: Any) -> dict[str, Any]:
+    """Return the annotations, with what generic classes are given in the place of their type variables."""
+    hints = get_type_hints(annotated, include_extras=True)
+    given = _given(alias)
+    if not any(given.values()):
+        return hints
+    return {
+        name: _filled_in(hint, given.get(_owner(annotated, given, name), {})) for name, hint in hints.items()
+    }
+
+
+def _given(alias: Any) -> dict[Any, dict[Any, Any]]:
+    """Return what a class, and each that it is built on, is given for its type variables; itself first."""
+    found: dict[Any, dict[Any, Any]] = {}
+    todo = [alias]
+    while todo:
+        one = todo.pop()
+        cls = get_origin(one) or one
+        if isinstance(cls, type) and cls not in found:
+            variables = getattr(cls, "__parameters__", ())
+            known = all(isinstance(variable, TypeVar) for variable in variables)
+            found[cls] = given = dict(zip(variables, get_args(one), strict=False)) if known else {}
+            bases = vars(cls).get("__orig_bases__", cls.__bases__)
+            todo += [_filled_in(base, given) for base in bases if get_origin(base) not in (Generic, Protocol)]
+    return found
+
+
+def _owner(annotated: Any, given: Mapping[Any, Any], name: str) -> Any:
+    """Return the class whose annotation it is: the constructor's, or the one that names the field."""
+    if not isinstance(annotated, type):
+        return next((one for one in given if vars(one).get("__init__") is annotated), None)
+    naming = [one for one in given if name in inspect.get_annotations(one)]
+    # A TypedDict names what it inherits, too.
+    return naming[-1 if is_typeddict(annotated) else 0] if naming else None
+
+
+def _filled_in(hint: Any, given: Mapping[Any, Any]) -> Any:
+    if isinstance(hint, TypeVar):
+        return given.get(hint, hint)
+    if isinstance(hint, dataclasses.InitVar):
+        return dataclasses.InitVar(_filled_in(hint.type, given))
+    variables = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
+    if not any(variable in given for variable in variables):
+        return hint
+    return hint[tuple(given.get(variable, variable) for variable in variables)]
 
 
 def without_none(wanted: Any) -> Any:
@@ -97,7 +147,9 @@ def meant(wanted: Any) -> Any:
         elif get_origin(wanted) in (Final, Required, NotRequired):
             (wanted,) = get_args(wanted)
         elif isinstance(wanted, TypeVar):
-            wanted = wanted.__bound__ or Any
+            # What stands for it where it is given nothing can be said since Python 3.13.
+            has_default = getattr(wanted, "has_default", bool)()
+            wanted = getattr(wanted, "__default__", Any) if has_default else wanted.__bound__ or Any
         else:
             # Of NewType, and of a `type` statement; both are known by these names only on older Pythons.
             wanted = getattr(wanted, "__supertype__", getattr(wanted, "__value__", wanted))

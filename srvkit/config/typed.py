@@ -97,7 +97,7 @@ def convert_options(
     if values is None or len(problems) > before or _any_broken(key, problems):
         return None
     try:
-        return declared(**values)
+        return (get_origin(declared) or declared)(**values)
     except KeyboardInterrupt:
         raise
     except (ValueError, TypeError) as error:  # how one refuses an option
@@ -228,10 +228,10 @@ def _is_written_out(wanted: Any) -> bool:
 def _plain(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
     kind, arguments = get_origin(wanted) or wanted, get_args(wanted)
     if is_typeddict(kind):
-        return _table(kind, value, key, problems)
+        return _table(wanted, value, key, problems)
     if is_named_tuple(kind):
-        return _named_tuple(kind, value, key, problems)
-    if kind is tuple and not (len(arguments) == 2 and arguments[1] is ...):
+        return _named_tuple(wanted, kind._fields, value, key, problems)
+    if kind is tuple and not _is_open(wanted, arguments):
         return _tuple(arguments, value, key, problems)
     if kind is tuple or kind in _LISTS:
         items = _items(arguments[:1], value, key, problems)
@@ -245,13 +245,18 @@ def _plain(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
             value = _untagged(kind, value, key, problems)
             if value is FAILED:
                 return FAILED
-        built = convert_options(kind, value, key, problems)
+        built = convert_options(wanted, value, key, problems)
         return FAILED if built is None else built
     if is_table_class(kind):
         problems.add(key, f"expected a table, got {_got(value, key, problems)}")
     else:
         problems.add(key, f"an option cannot be of this type: {type_name(wanted)}")
     return FAILED
+
+
+def _is_open(wanted: Any, arguments: tuple[Any, ...]) -> bool:
+    """Tell whether a tuple may have any length; `tuple[()]` has no arguments either, and differs as text."""
+    return (len(arguments) == 2 and arguments[1] is ...) or not (arguments or str(wanted).endswith("[()]"))
 
 
 def _got(value: Any, key: Key, problems: Problems) -> str:
@@ -271,9 +276,6 @@ def _items(wanted: tuple[Any, ...], value: Any, key: Key, problems: Problems) ->
 
 
 def _tuple(wanted: tuple[Any, ...], value: Any, key: Key, problems: Problems) -> Any:
-    if not wanted:
-        items = _items((), value, key, problems)
-        return FAILED if items is FAILED else tuple(items)
     if isinstance(value, (list, tuple)) and len(value) == len(wanted):
         pairs = enumerate(zip(wanted, value, strict=True))
         items = [_converted(kind, item, (*key, place), problems) for place, (kind, item) in pairs]
@@ -284,9 +286,12 @@ def _tuple(wanted: tuple[Any, ...], value: Any, key: Key, problems: Problems) ->
     return FAILED
 
 
-def _named_tuple(wanted: Any, value: Any, key: Key, problems: Problems) -> Any:
-    if isinstance(value, (list, tuple)) and len(value) <= len(wanted._fields):
-        value = dict(zip(wanted._fields, value, strict=False))
+def _named_tuple(wanted: Any, fields: tuple[str, ...], value: Any, key: Key, problems: Problems) -> Any:
+    if isinstance(value, (list, tuple)):
+        if len(value) > len(fields):
+            problems.add(key, f"expected a list of at most {len(fields)}, got {len(value)}")
+            return FAILED
+        value = dict(zip(fields, value, strict=False))
     return _table(wanted, value, key, problems)
 
 

@@ -18,6 +18,7 @@ from typing import (
     Annotated,
     Any,
     Final,
+    Generic,
     Literal,
     NamedTuple,
     NewType,
@@ -311,6 +312,68 @@ class Unknown:
 
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass
+class Pair(Generic[T]):
+    one: T
+    more: list[T] = field(default_factory=list)
+    other: T | None = None
+    extra: InitVar[T | None] = None
+
+    def __post_init__(self, extra: Any) -> None:
+        self.kept = extra
+
+
+@dataclass
+class BytesPair(Pair[bytes]):
+    count: int = 1
+
+
+@dataclass
+class Both(Pair[bytes], Generic[T]):
+    """Its T is not that of what it is built on."""
+
+    last: T | None = None
+
+
+@dataclass
+class Nested(Generic[U]):
+    pair: Pair[list[U]]
+    by_name: dict[str, U] = field(default_factory=dict)
+
+
+@dataclass
+class Chain(Generic[T]):
+    one: T
+    rest: Optional[Chain[T]] = None  # noqa: UP045 - evaluated at run time
+
+
+class Given(Generic[T]):
+    def __init__(self, one: T) -> None:
+        self.one = one
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Given) and other.one == self.one
+
+
+class Structure(msgspec.Struct, Generic[T]):
+    one: T
+
+
+class Row(NamedTuple, Generic[T]):
+    one: T
+
+
+class Mapped(TypedDict, Generic[T]):
+    one: T
+
+
+class MappedBytes(Mapped[bytes]):
+    count: int
+
+
 Word = NewType("Word", bytes)
 
 
@@ -404,6 +467,30 @@ Q = b"quit"
         (object, {"a": [1]}, {"a": [1]}),
         (list, [1, "a"], [1, "a"]),
         (tuple, [1, "a"], (1, "a")),
+        (typing.Tuple, [1, "a"], (1, "a")),  # noqa: UP006 - the older way of writing it
+        # what a generic class is given stands for its type variables
+        (
+            Pair[bytes],
+            {"one": "quit", "more": ["quit"], "other": "quit"},
+            Pair(Q, [Q], Q),
+        ),
+        (Pair[Path], {"one": "a"}, Pair(Path("a"))),
+        (Pair, {"one": "a"}, Pair("a")),
+        (list[Pair[bytes]], [{"one": "quit"}], [Pair(Q)]),
+        (Pair[bytes] | int, {"one": "quit"}, Pair(Q)),
+        (BytesPair, {"one": "quit", "count": 2}, BytesPair(Q, count=2)),
+        (Both[int], {"one": "quit", "last": 2}, Both(Q, last=2)),
+        (
+            Nested[bytes],
+            {"pair": {"one": ["quit"]}, "by_name": {"a": "quit"}},
+            Nested(Pair([Q]), {"a": Q}),
+        ),
+        (Chain[bytes], {"one": "quit", "rest": {"one": "quit"}}, Chain(Q, Chain(Q))),
+        (Given[bytes], {"one": "quit"}, Given(Q)),
+        (Structure[bytes], {"one": "quit"}, Structure(Q)),
+        (Row[bytes], ["quit"], Row(Q)),
+        (Mapped[bytes], {"one": "quit"}, {"one": Q}),
+        (MappedBytes, {"one": "quit", "count": 1}, {"one": Q, "count": 1}),
     ],
     ids=map(str, itertools.count()),
 )
@@ -433,6 +520,9 @@ def test_what_one_would_expect_is_served(wanted, written, made):
         ),
         (Annotated[int, msgspec.Meta(min_length=1)], 1, ".x: an option cannot be of this type: "),
         (set[dict], [{}], ".x: unhashable type: 'dict'"),
+        (tuple[()], [1], ".x: expected a list of length 0, got 1"),
+        (Row[int], [1, 2], ".x: expected a list of at most 1, got 2"),
+        (Pair[int], {"one": "a"}, ".x.one: expected an integer, got a string"),
         (IPv4Address | IPv6Address, "x", ".x: expected an IPv4 address or an IPv6 address, got 'x'"),
         (IPv4Network, "192.0.2.1/24", ".x: expected an IPv4 network like "),
         (Path | str, 5, ".x: expected a path or a string, got 5"),
@@ -515,6 +605,12 @@ def test_whatever_is_raised_while_options_are_made_is_one_line(error, said):
     for declared in (After, Default, Made, Constructed):
         assert problems_of(declared) == [said]
     assert problems_of(declaring(tuple[After, ...]), x=[{}, {"x": 1}]) == [f".x[0]{said}", f".x[1]{said}"]
+
+
+def test_options_may_be_a_generic_class_that_is_given_something():
+    made, problems = convert(Pair[bytes], one="quit", extra="quit")
+    assert problems == []
+    assert (made, made.kept) == (Pair(Q), Q)
 
 
 def test_a_keyboard_interrupt_is_the_users():
