@@ -36,7 +36,7 @@ from srvkit.net.connection import (
     lost_outcome,
 )
 from srvkit.net.deadlines import Deadlines, Moment
-from srvkit.net.framing import hand_over, stands_still, unasked
+from srvkit.net.framing import hand_over, keep_bytes, stands_still, unasked
 from srvkit.net.readiness import READ, WRITE, Readiness
 from srvkit.net.tls import to_begin
 
@@ -408,7 +408,10 @@ class EventLink:
     def _flush(self) -> None:
         out = self._out
         if out:
-            data = out[0] if len(out) == 1 else b"".join(out)
+            try:
+                data = out[0] if len(out) == 1 else b"".join(out)
+            except TypeError as error:
+                raise keep_bytes(out) or error from None
             out.clear()  # and no new one: whoever handles messages goes on filling it
             self._transmit(data)
 
@@ -601,7 +604,10 @@ class EventLink:
         self._work = None
         if self._tls == WANTED:
             self._tls = ""
-        self._flush()
+        try:
+            self._flush()
+        except Exception:  # the first one is told, below
+            self._out = None
         self._ending = self._ending or (BAD_MESSAGE if isinstance(error, FrameError) else ERROR)
         try:
             self._report(error)

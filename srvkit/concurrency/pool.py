@@ -134,8 +134,8 @@ class PooledLink(EventLink):
                     self._outside.clear()
                     self._ending = self._ending or OVERFLOW
                 elif self._ending != OVERFLOW:
+                    self._outside_size += len(message)  # first: it may have none
                     self._outside.append((message, encode))
-                    self._outside_size += len(message)
             self._loop.call_soon(partial(self._dispatch, self._nothing))
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ BASES: dict[str, type[TCPServer]] = {
     "unixgram": UnixDatagramServer,
 }
 CONFIGURED = ("framing", "options")  # what the configuration sets on a handler
+FRAMING = ("feed", "eof", "datagram", "encode", "rest", "fresh", "buffered", "max_message")  # what one has
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 LONGEST_DATAGRAM = 65535  # bytes; UDP's length field holds no more (RFC 768)
 
@@ -295,15 +296,22 @@ class _Composer:
             )
             if framing is None:
                 return None
-        # Who wrote the handler may have set a maximum; whoever operates it has the last word.
-        is_decided = framing.max_message is None or self._is_set("limits", "max_message")
+        made = None
         try:
-            made = framing.fresh(self.settings.limits.max_message if is_decided else None)
-            problem = _not_alike(framing, made)
+            problem = _no_framing(framing)
+            if not problem:
+                # Who wrote the handler may have set a maximum; whoever operates it has the last word.
+                is_decided = framing.max_message is None or self._is_set("limits", "max_message")
+                made = framing.fresh(self.settings.limits.max_message if is_decided else None)
+                problem = _no_framing(made, f"{type(framing).__name__}.fresh() returned ") or _not_alike(
+                    framing, made
+                )
+        except KeyboardInterrupt:
+            raise
         except ValueError as error:
             self.problems.add((*self.key, "limits", "max_message"), str(error))
             return None
-        except Exception as error:  # of the framing's own, which each connection would meet
+        except BaseException as error:  # of the framing's own, which each connection would meet
             name = type(framing).__name__
             problem = str(error) if name in str(error) else f"{name}.fresh(): {type(error).__name__}: {error}"
         if problem:
@@ -362,6 +370,16 @@ class _Composer:
 @dataclass(frozen=True)
 class _NoOptions:
     """What is declared where nothing is: any option is unknown."""
+
+
+def _no_framing(thing: Any, how: str = "") -> str:
+    """Say why something cannot be the framing of a handler; "" where it can."""
+    lacking = [name for name in FRAMING if not hasattr(thing, name)]
+    if not lacking:
+        return ""
+    named = f"an object of type {type(thing).__name__}, without {lacking[0]}"
+    what = "None" if thing is None else named
+    return f"{how or 'its framing is '}{what}: it must be an instance of a Framing, as Lines() is"
 
 
 def _not_alike(framing: Any, made: Any) -> str:

@@ -28,6 +28,8 @@ MOST_STILL = 100  # changes of the framing in a row, within one read, that use u
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
+_AT_FIRST = (("max_message", None), ("limit", DEFAULT_MAX_MESSAGE), ("held", b""), ("_fault", ""))
+_BYTES = (bytes, bytearray, memoryview)
 _CR = ord("\r")  # `in` with a number costs half of `in` with bytes, which raises and catches inside
 _COMMA = ord(",")
 _NETSTRING_HEAD = re.compile(rb"(0|[1-9][0-9]{0,19})(:?)")  # more digits than any maximum has
@@ -50,6 +52,9 @@ class _Remade:
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
         new = super().__new__(cls)
+        # For an __init__ that does not call super(): that of a dataclass, say.
+        for name, value in _AT_FIRST:
+            setattr(new, name, value)
         # Taken down now: later on they may have changed with what was fed.
         new._arguments = [_own(one) for one in args], {key: _own(one) for key, one in settings.items()}
         return new
@@ -623,6 +628,17 @@ def unasked(messages: Sequence[bytes], framing: Framing) -> FrameError | None:
     What came in the clear must never be taken for what comes encrypted (CVE-2011-0411).
     """
     return FrameError(UNASKED) if messages or framing.buffered else None
+
+
+def keep_bytes(encoded: list[Any]) -> TypeError | None:
+    """Leave in the list what can be sent; return what is wrong with the framing that encoded the rest."""
+    wrong = [one for one in encoded if not isinstance(one, _BYTES)]
+    encoded[:] = [one for one in encoded if isinstance(one, _BYTES)]
+    if not wrong:
+        return None
+    return TypeError(
+        f"encode() returned an object of type {type(wrong[0]).__name__} for a message, not bytes"
+    )
 
 
 def hand_over(old: Framing, new: Framing, unhandled: list[bytes], data: bytes) -> bytes:

@@ -41,7 +41,7 @@ from srvkit.net.connection import (
     wait_for,
 )
 from srvkit.net.datagrams import reply as send_datagram
-from srvkit.net.framing import hand_over, stands_still, unasked
+from srvkit.net.framing import hand_over, keep_bytes, stands_still, unasked
 from srvkit.net.readiness import WRITE
 from srvkit.net.tls import to_begin
 from srvkit.net.untaken import end_reading
@@ -358,8 +358,8 @@ class StreamLink:
 
     def _encode(self, message: Any, encode: Encode) -> None:
         data = encode(message)
+        self._unsent_bytes += len(data)  # first: what is no bytes may have none
         self._unsent.append(data)
-        self._unsent_bytes += len(data)
 
     def _flush(self) -> None:
         if self._unsent:
@@ -383,7 +383,10 @@ class StreamLink:
     def _send_unsent(self) -> None:
         unsent = self._unsent
         if unsent:  # nobody else has sent it
-            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            try:
+                data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            except TypeError as error:
+                raise keep_bytes(unsent) or error from None
             unsent.clear()
             self._unsent_bytes = 0
             self._send_now(data)

@@ -66,6 +66,16 @@ class Itself(Lines):
         return self
 
 
+class Exits(Lines):
+    def fresh(self, max_message=None):
+        raise SystemExit(3)
+
+
+class Lost(Lines):
+    def fresh(self, max_message=None):
+        """Forgets to return it."""
+
+
 class NoHandler:
     """Has nothing a server could call."""
 
@@ -82,6 +92,10 @@ HANDLERS = {
     "shared": type("Shared", (MessageHandler,), {"framing": Shared(threading.Lock())}),
     "itself": type("Itself", (MessageHandler,), {"framing": Itself()}),
     "later": type("LaterHandler", (MessageHandler,), {"framing": Later()}),
+    "exits": type("ExitsHandler", (MessageHandler,), {"framing": Exits()}),
+    "lost": type("LostHandler", (MessageHandler,), {"framing": Lost()}),
+    "none": type("NoneHandler", (MessageHandler,), {"framing": None}),
+    "named": type("NamedHandler", (MessageHandler,), {"framing": "lines"}),
 }
 
 HANDLERS["later"].framing.mark = b"*"
@@ -264,6 +278,28 @@ def test_relative_socket_paths_begin_at_the_configurations_folder(composed):
             [
                 "x.toml:3: server.a.handler: Later: 'mark' was set after it was made, so no connection has "
                 "it; let __init__ set it"
+            ],
+        ),
+        (server("exits"), ["x.toml:3: server.a.handler: Exits.fresh(): SystemExit: 3"]),
+        (
+            server("lost"),
+            [
+                "x.toml:3: server.a.handler: Lost.fresh() returned None: it must be an instance of a "
+                "Framing, as Lines() is"
+            ],
+        ),
+        (
+            server("none"),
+            [
+                "x.toml:3: server.a.handler: its framing is None: it must be an instance of a Framing, as "
+                "Lines() is"
+            ],
+        ),
+        (
+            server("named"),
+            [
+                "x.toml:3: server.a.handler: its framing is an object of type str, without feed: it must be "
+                "an instance of a Framing, as Lines() is"
             ],
         ),
         (

@@ -540,6 +540,21 @@ def test_fresh_copies_a_subclass_s_own_attributes():
     assert (fresh.tag, repr(fresh)) == ("x", "Tagged('x')")
 
 
+def test_one_whose_constructor_does_not_call_the_bases_is_complete():
+    @dataclasses.dataclass
+    class Blocks(Framing):
+        size: int = 2
+
+        def take(self, data, start, seen):
+            end = start + self.size
+            return None if end > len(data) else (bytes(data[start:end]), end)
+
+    framing = Blocks(3).fresh()
+    assert framing.feed(b"abcde") == [b"abc"]
+    assert framing.buffered == 2
+    assert (framing.max_message, framing.fresh(9).limit) == (None, 9)
+
+
 @pytest.mark.parametrize(
     "framing", [Lines(), Delimiter(b"|"), LengthPrefix(), Netstring(), FixedSize(1), Raw()]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -387,3 +388,64 @@ def test_each_handler_has_a_framing_of_its_own() -> None:
 def test_a_handler_without_handle_message_says_so() -> None:
     with pytest.raises(NotImplementedError, match=r"MessageHandler has no handle_message\(\)"):
         srvkit.MessageHandler().handle_message(b"hello")
+
+
+class Loose(srvkit.Lines):
+    """Encodes some messages to what is no bytes."""
+
+    def encode(self, message: bytes) -> Any:
+        others: dict[bytes, Any] = {b"none": None, b"text": "text\n", b"list": [message, b"\n"], b"number": 5}
+        return others[message] if message in others else super().encode(message)
+
+
+class LooseTalk(srvkit.MessageHandler):
+    """Answer with the message; `send` sends the rest of it before, from another thread."""
+
+    framing = Loose()
+    raised: list[type[BaseException]] = []
+
+    def handle_message(self, message: bytes) -> bytes:
+        word, _, rest = message.partition(b" ")
+        if word == b"send":
+            thread = threading.Thread(target=self.send_or_note, args=(rest,))
+            thread.start()
+            thread.join()
+        return message
+
+    def send_or_note(self, message: bytes) -> None:
+        try:
+            self.send(message)
+        except TypeError as error:
+            self.raised.append(type(error))
+
+
+@pytest.mark.parametrize("way", [b"", b"send "])
+@pytest.mark.parametrize("word", [b"none", b"text", b"list", b"number"])
+@pytest.mark.parametrize("model", [*MODELS, "event", "asyncio"])
+def test_what_a_framing_wrongly_encodes_harms_no_other_message(
+    word: bytes, way: bytes, model: str, client: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error of that connection, or of the thread that sent it; what was said before arrives."""
+    monkeypatch.setattr(LooseTalk, "raised", [])
+    with (
+        srvkit.serve(LooseTalk, "tcp://127.0.0.1:0", concurrency=model) as server,
+        client(server.address) as sock,
+        contextlib.ExitStack() as stack,
+    ):
+        sock.sendall(b"before\n")
+        with sock.makefile("rb") as file:
+            assert file.readline() == b"before\n"
+            if model != "serial":  # which has one at a time
+                other = stack.enter_context(client(server.address))
+                other.sendall(b"first\n")
+                assert other.recv(100) == b"first\n"
+            sock.sendall(b"again\n" + way + word + b"\nafter\n")
+            sock.shutdown(socket.SHUT_WR)
+            heard = file.read().split(b"\n")
+        assert heard[0] == b"again"
+        assert (heard[1:3] == [way + word, b"after"]) == bool(way)
+        if model != "serial":
+            other.sendall(b"second\n")
+            assert other.recv(100) == b"second\n"
+    logged = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert LooseTalk.raised + logged == [TypeError]
