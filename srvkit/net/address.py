@@ -115,7 +115,7 @@ def parse(text: str) -> Address:
         known = ", ".join(SCHEMES.values())
         raise ValueError(f"{text!r} is no address; known are {known}")
     if scheme == "fd":
-        if not rest.isascii() or not rest.isdigit():
+        if not (rest.isascii() and rest.isdigit() and len(rest) < 10):  # it is a C int
             raise ValueError(f"{text!r}: a descriptor's number is expected, as in fd:3")
         return Address(scheme, fd=int(rest))
     if scheme == "systemd":
@@ -153,7 +153,7 @@ def _parse_internet(text: str, scheme: str, rest: str) -> Address:
         raise ValueError(f"{text!r}: a port is expected, as in {SCHEMES[scheme]} (0 lets the kernel choose)")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError(f"{text!r}: an IPv6 address stands in brackets, as in {scheme}://[{host}]:{port}")
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not (port.isascii() and port.isdigit() and len(port) < 10) or int(port) > 65535:
         raise ValueError(f"{text!r}: the port must be a number from 0 to 65535, not {port!r}")
     if "/" in host or "@" in host or any(character.isspace() for character in host):
         raise ValueError(f"{text!r}: {host!r} is no host name")

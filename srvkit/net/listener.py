@@ -441,7 +441,7 @@ def _user_id(address: Address, settings: SocketSettings) -> int:
         return int(settings.owner or -1)
     try:
         return pwd.getpwnam(settings.owner).pw_uid
-    except KeyError:
+    except (KeyError, ValueError):  # with a zero byte it is no name at all
         raise ListenError(address, f"there is no user {settings.owner!r}") from None
 
 
@@ -450,12 +450,13 @@ def _group_id(address: Address, settings: SocketSettings) -> int:
         return int(settings.group or -1)
     try:
         return grp.getgrnam(settings.group).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):
         raise ListenError(address, f"there is no group {settings.group!r}") from None
 
 
 def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit()
+    # (uid_t) -1 means "as it is" to the system calls.
+    return name.isascii() and name.isdigit() and len(name) <= 10 and int(name) < 2**32 - 1
 
 
 def _warn_if_capped(address: Address, backlog: int) -> None:

@@ -119,7 +119,7 @@ def _resolved(user: str, group: str) -> _Identity:
 def _account(user: str) -> pwd.struct_passwd | None:
     try:
         return pwd.getpwnam(user)
-    except KeyError:
+    except (KeyError, ValueError):  # with a zero byte it is no name at all
         number = _number(user)
     try:
         return None if number is None else pwd.getpwuid(number)
@@ -130,13 +130,14 @@ def _account(user: str) -> pwd.struct_passwd | None:
 def _group_id(group: str) -> int | None:
     try:
         return grp.getgrnam(group).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):
         return _number(group)
 
 
 def _number(text: str) -> int | None:
     # (uid_t) -1 means "as it is" to the system calls.
-    return int(text) if text.isascii() and text.isdigit() and int(text) < 2**32 - 1 else None
+    is_number = text.isascii() and text.isdigit() and len(text) <= 10
+    return int(text) if is_number and int(text) < 2**32 - 1 else None
 
 
 def _name_of(uid: int) -> str:

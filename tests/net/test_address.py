@@ -53,6 +53,8 @@ def test_two_slashes_before_a_path_are_nothing() -> None:
         ("unix:a\0b", "a path is expected"),
         ("fd:three", "a descriptor's number is expected, as in fd:3"),
         ("fd:-1", "a descriptor's number is expected"),
+        ("fd:" + "9" * 20, "a descriptor's number is expected"),
+        ("tcp://x:" + "9" * 5000, "the port must be a number from 0 to 65535"),
         ("systemd:", "the name of a socket is expected, as in systemd:NAME"),
         ("systemd:a:b", "the name of a socket is expected"),
         ("systemd:" + "x" * 256, "the name of a socket is expected"),

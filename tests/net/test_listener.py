@@ -176,6 +176,11 @@ def test_there_is_no_moment_in_which_others_may_connect(
     [
         ({"owner": "nobody-of-that-name"}, "there is no user 'nobody-of-that-name'"),
         ({"group": "no-such-group"}, "there is no group 'no-such-group'"),
+        ({"owner": "99999999999999999999"}, "there is no user '99999999999999999999'"),
+        ({"owner": "4294967295"}, "there is no user '4294967295'"),
+        ({"owner": "a\0"}, "there is no user 'a"),
+        ({"group": "9" * 5000}, "there is no group '999"),
+        ({"group": "a\0"}, "there is no group 'a"),
     ],
 )
 def test_an_unknown_owner_is_an_error_that_leaves_nothing(

@@ -159,6 +159,9 @@ def test_what_only_root_can_do_is_found_before_it_is_tried(run_code: Any) -> Non
         ),
         ("4294967295", "0", [("user", "there is no user '4294967295'")]),
         ("-1", "0", [("user", "there is no user '-1'")]),
+        ("9" * 5000, "0", [("user", f"there is no user '{'9' * 5000}'")]),
+        ("a\0", "0", [("user", "there is no user 'a\\x00'")]),
+        ("root", "a\0", [("group", "there is no group 'a\\x00'")]),
     ],
 )
 def test_names_that_nobody_has_are_found_by_anybody(
