@@ -122,6 +122,12 @@ def _be_the_child(main: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
 
+def end_group(leader: int) -> None:
+    """Kill what a process has forked that had a session of its own and has just ended."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
 def ending(status: int) -> str:
     """Say how a process ended."""
     if status >= 0:

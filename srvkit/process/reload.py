@@ -21,7 +21,7 @@ from srvkit.net.tls import Term
 from srvkit.process import descriptors
 from srvkit.process.boundary import attempt, complain, in_words
 from srvkit.process.channel import Message, open_channel
-from srvkit.process.children import ending
+from srvkit.process.children import end_group, ending
 from srvkit.process.cpus import usable_cpus
 from srvkit.process.keeping import Kept, parts
 from srvkit.process.listening import NO_NAMES, ListeningSockets, Names
@@ -134,6 +134,7 @@ class Change:
 
         def ended(status: int) -> None:
             try:
+                end_group(self._child)  # what a plugin has forked: nobody else would end it
                 ours.read_the_rest()
             finally:
                 ours.close()

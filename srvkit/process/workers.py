@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -27,7 +27,7 @@ from srvkit.net.readiness import Readiness, Timer
 from srvkit.process import logs
 from srvkit.process.boundary import attempt, complain
 from srvkit.process.channel import Channel, Message, open_channel
-from srvkit.process.children import Children, ending
+from srvkit.process.children import Children, end_group, ending
 from srvkit.process.keeping import Kept
 from srvkit.process.logfile import LogFile
 from srvkit.process.scoreboard import Board, Counts
@@ -455,8 +455,7 @@ class Workers:
 
     def _take_stock(self, worker: WorkerProcess, status: int) -> None:
         if status < 0:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(worker.pid, signal.SIGKILL)  # what it has forked
+            end_group(worker.pid)  # what it has forked
         counts = worker.board.counts()
         self.before += counts
         self.lost += counts.open

@@ -411,6 +411,22 @@ def test_what_a_failed_reload_had_bound_is_free_again(managed, talking):
     assert [one["name"] for one in managed.ask(do="status")["servers"]] == ["a"]
 
 
+@pytest.mark.parametrize("ending", ["", "time.sleep(1000)"], ids=["tried out", "given up"])
+def test_what_a_plugin_starts_while_it_is_tried_out_ends_with_that(ending, managed, talking):
+    managed.write(server())
+    managed.begin()
+    starting = "subprocess.Popen(['sleep', '1000'])"
+    general = "ready_timeout = 1" if ending else ""
+    managed.write(server(), f"{talking}\n{starting}\n{ending}\n", general)
+    assert managed.ask(do="reload")["ok"] is not bool(ending)
+    known = {managed.program.pid, *managed.workers()}
+    beside = [pid for pid in managed.processes() if pid not in known]
+    assert [os.getsid(pid) for pid in beside] == ([] if ending else managed.workers())
+    for pid in beside:
+        os.kill(pid, signal.SIGKILL)
+    assert managed.program.end() == 0
+
+
 # ---- several at once
 
 
