@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             told = origin.told_instead()
+            if told is not None:
+                _import_what_takes_over()
             return _run(argv if told is None else told)
         finally:
             sys.stdout.flush()  # not left to the interpreter's end, where nobody could catch what it raises
@@ -41,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _import_what_takes_over() -> None:
+    """Meet now what is broken or missing in this installation: later there is no way back."""
+    import srvkit.process.supervisor
+    import srvkit.process.takeover  # noqa: F401
 
 
 def _run(argv: Sequence[str] | None) -> int:

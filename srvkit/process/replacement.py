@@ -32,6 +32,7 @@ from srvkit.process.scoreboard import Board, Counts
 from srvkit.process.signals import hold_back
 from srvkit.process.takeover import VARIABLE, Table
 from srvkit.process.unnamed import contents, unnamed_file
+from srvkit.process.worker import CANNOT_START
 from srvkit.process.workers import Surroundings, WorkerProcess, Workers
 
 log = logging.getLogger("srvkit.process")
@@ -61,8 +62,12 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
         os.dup2(output, 1)
         os.dup2(output, 2)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        with origin.in_folder():
-            os.execve(command[0], command, os.environ | origin.instead(words))
+        try:
+            with origin.in_folder():
+                os.execve(command[0], command, os.environ | origin.instead(words))
+        except OSError as error:
+            os.write(2, f"{command[0]}: {error.strerror}\n".encode(errors="backslashreplace"))
+        return CANNOT_START
 
     def ended(status: int) -> None:
         if timer is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+import srvkit
 
 TAKEN_OVER = r"the new installation takes over$"
 
@@ -96,27 +99,54 @@ def test_what_the_new_one_refuses_changes_nothing(managed):
     managed.program.wait_for("reloaded: this is generation 2$")
 
 
+LATER = (
+    "import os, sys, runpy\n"
+    "os.environ['PYTHONPATH'] = sys.argv.pop(1)\n"  # of what is executed later, not of this one
+    "runpy.run_module('srvkit', run_name='__main__', alter_sys=True)\n"
+)
+
+
 def test_an_installation_that_does_not_even_start_changes_nothing(managed):
     managed.write(server())
-    managed.begin()
-    workers = managed.workers()
     broken = managed.folder / "broken"
-    broken.mkdir()
-    (broken / "srvkit").mkdir()
+    (broken / "srvkit").mkdir(parents=True)
     (broken / "srvkit" / "__init__.py").write_text("raise RuntimeError('half installed')")
-    assert managed.workers() == workers
-    code = (
-        "import os, sys, runpy\n"
-        "os.environ['PYTHONPATH'] = sys.argv.pop(1)\n"  # of what is executed later, not of this one
-        "runpy.run_module('srvkit', run_name='__main__', alter_sys=True)\n"
-    )
-    managed.program.end()
-    managed.program = managed.start("-c", code, str(broken), "run")
+    managed.program = managed.start("-c", LATER, str(broken), "run")
     managed.program.wait_for("listening on ")
     managed.signal(signal.SIGUSR2)
     managed.program.wait_for("so nothing is replaced$")
     assert "half installed" in managed.program.log
     assert managed.answer().startswith(b"hello one ")
+
+
+@pytest.mark.parametrize("module", ["supervisor.py", "takeover.py"])
+def test_what_only_a_takeover_needs_is_looked_at_before(module, managed):
+    managed.write(server())
+    new = managed.folder / "new"
+    ignored = shutil.ignore_patterns("__pycache__")
+    package = Path(shutil.copytree(Path(srvkit.__file__).parent, new / "srvkit", ignore=ignored))
+    with (package / "process" / module).open("a") as file:
+        file.write("\nraise RuntimeError('half installed')\n")
+    managed.program = managed.start("-c", LATER, str(new), "run")
+    managed.program.wait_for("listening on ")
+    managed.signal(signal.SIGUSR2)
+    managed.program.wait_for("so nothing is replaced$")
+    assert "half installed" in managed.program.log
+    assert managed.answer().startswith(b"hello one ")
+
+
+def test_an_interpreter_that_is_gone_is_one_line(managed):
+    """As after the removal of a virtual environment."""
+    managed.write(server())
+    gone = "import sys; sys.executable += '-gone'; from srvkit.cli.main import main; sys.exit(main())"
+    managed.program = managed.start("-c", gone, "run")
+    managed.program.wait_for("listening on ")
+    managed.signal(signal.SIGUSR2)
+    managed.program.wait_for("so nothing is replaced$")
+    managed.program.wait_for("-gone: No such file or directory$")
+    assert managed.answer().startswith(b"hello one ")
+    assert managed.program.end() == 0
+    assert "Traceback" not in managed.program.log
 
 
 def test_workers_killed_afterwards_are_replaced_and_nobody_outlives_the_supervisor(managed, eventually):
