@@ -19,6 +19,7 @@ from typing import Any
 from srvkit.concurrency.serial import SerialMixIn
 from srvkit.config.edge import Edge
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
+from srvkit.config.shape import doubt_about, flaw_of
 from srvkit.contracts import missing_packages, needed_packages
 from srvkit.errors import ConfigError, PluginError, Problem
 from srvkit.net.address import Address, overlap, parse
@@ -185,19 +186,32 @@ class _Composer:
             except PluginError as error:
                 self.problems.add((*self.key, "handler"), str(error).removeprefix("plugin "))
                 return None
-        if handler is None or kind_of(handler) == "message" or hasattr(handler, "handle"):
-            return handler
-        advice = "a server, name its handler" if hasattr(handler, "serve_forever") else "no handler"
-        self.problems.add((*self.key, "handler"), f"{handler.__name__} has no handle(): it is {advice}")
-        return None
+        if handler is None:
+            return None
+        if kind_of(handler) == "message" or hasattr(handler, "handle"):
+            flaw = flaw_of(handler)
+        else:
+            advice = "a server, name its handler" if hasattr(handler, "serve_forever") else "no handler"
+            flaw = f"{handler.__name__} has no handle(): it is {advice}"
+        if flaw:
+            self.problems.add((*self.key, "handler"), flaw)
+            return None
+        if doubt := doubt_about(handler):
+            self.plugins.notes.append(f"server.{self.name}: {doubt}")
+        return handler
 
     def _offer(self, choice: Choice, offers: Mapping[str, Offer], key: str, noun: str) -> Offer | None:
         if choice.name in offers:
             return offers[choice.name]
         close = difflib.get_close_matches(choice.name, offers, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
-        known = f" (known are {', '.join(offers)})" if offers else " (no plugin offers any)"
-        self.problems.add((*self.key, key), f"unknown {noun} {choice.name!r}{hint}{known}")
+        known = f"known are {', '.join(offers)}" if offers else "no plugin offers any"
+        if key == "handler" and not close:
+            if "." in choice.name:
+                known += "; a class is written package.module:Class"
+            elif self.plugins.only_installed:
+                known += "; srvkit.plugins names no folder or module of your own"
+        self.problems.add((*self.key, key), f"unknown {noun} {choice.name!r}{hint} ({known})")
         return None
 
     def _check_transport(self, handler: type[Any], address: Address) -> None:

@@ -83,6 +83,11 @@ class Plugins:
         """Let srvkit's own observer write a log record for each connection, from the next server made."""
         self.pm.register(connection_log, f"{BUILTIN} connection log")
 
+    @property
+    def only_installed(self) -> bool:
+        """Whether the configuration names no plugins of its own."""
+        return not self._configured
+
     def remarks(self) -> list[str]:
         """Return all notes, with those of handlers that no name leads to."""
         return [*self.notes, *self._unnamed.values()]

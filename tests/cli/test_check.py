@@ -32,8 +32,12 @@ class Parrot(MessageHandler):
     class Options:
         times: int = 1
 
+    def handle_message(self, message):
+        return [message] * self.options.times
+
 class Plain(BaseRequestHandler):
-    pass
+    def handle(self):
+        pass
 
 @hookimpl
 def srvkit_handlers():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+import socketserver
 import threading
 from collections.abc import Callable
+from functools import wraps
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from srvkit.net.connection import Connection, TimedConnection
 from srvkit.net.framing import Lines, Raw
 from srvkit.plugins.hookspecs import hookimpl
 from srvkit.plugins.manager import Offer, Plugins, make_manager
+from srvkit.server.asynchronous import AsyncHandler
 from srvkit.server.handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from srvkit.server.message import MessageHandler
 
@@ -98,6 +102,22 @@ HANDLERS = {
     "named": type("NamedHandler", (MessageHandler,), {"framing": "lines"}),
 }
 
+
+async def coroutine(self, *args):
+    """What a message handler's methods must not be."""
+
+
+async def generator(self, message):
+    yield message
+
+
+HANDLERS |= {
+    "async-message": type("AsyncMessage", (MessageHandler,), {"handle_message": coroutine}),
+    "async-replies": type("AsyncReplies", (MessageHandler,), {"handle_message": generator}),
+    "async-greeting": type("AsyncGreeting", (MessageHandler,), {"connected": coroutine}),
+    "async-stream": type("AsyncStream", (StreamRequestHandler,), {"handle": coroutine}),
+    "async-standard": type("AsyncStandard", (socketserver.StreamRequestHandler,), {"handle": coroutine}),
+}
 HANDLERS["later"].framing.mark = b"*"
 Compose = Callable[..., list[Plan]]
 
@@ -349,6 +369,71 @@ def test_relative_socket_paths_begin_at_the_configurations_folder(composed):
 )
 def test_what_cannot_go_together_is_a_problem(text, problems, wrong):
     assert wrong(text) == problems
+
+
+@pytest.mark.parametrize(
+    ("handler", "problem"),
+    [
+        ("async-message", "AsyncMessage.handle_message() is a coroutine"),
+        ("async-replies", "AsyncReplies.handle_message() is a coroutine"),
+        ("async-greeting", "AsyncGreeting.connected() is a coroutine"),
+        ("async-stream", "AsyncStream.handle() is a coroutine"),
+        ("async-standard", "AsyncStandard.handle() is a coroutine"),
+    ],
+)
+def test_a_handler_that_can_serve_nobody_is_a_problem(handler, problem, wrong):
+    if problem.endswith("is a coroutine"):
+        problem += ", which nobody awaits: write def, or derive from AsyncHandler"
+    assert wrong(server(handler)) == [f"x.toml:3: server.a.handler: {problem}"]
+
+
+class Doubtful(AsyncHandler):
+    def handle(self):
+        """Of no use but where it is awaited."""
+
+
+def awaited_elsewhere(method):
+    return wraps(method)(lambda self: method(self))
+
+
+class Wrapped(AsyncHandler):
+    @awaited_elsewhere
+    async def handle(self):
+        """Is a coroutine all the same."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "model", "doubt"),
+    [
+        (Message, "threading", "Message has no handle_message() of its own, and answers nobody"),
+        (Stream, "threading", "Stream has no handle() of its own, and answers nobody"),
+        (socketserver.BaseRequestHandler, "threading", "BaseRequestHandler has no handle() of its own"),
+        (Doubtful, "asyncio", "Doubtful.handle() is no coroutine: is async def meant?"),
+        (Wrapped, "asyncio", ""),
+        (SimpleHTTPRequestHandler, "threading", ""),
+    ],
+)
+def test_a_handler_that_seems_to_lack_something_is_noted(handler, model, doubt):
+    plugins = make_manager()
+    plugins.handlers = {"it": Offer("it", handler, "the test")}
+    config, problems = loader.read_text(server("it", more=f'concurrency = "{model}"'), "x.toml")
+    assert compose(config, plugins, problems)
+    assert [note for note in plugins.notes if note.startswith(f"server.a: {doubt}")] == plugins.notes
+    assert bool(plugins.notes) is bool(doubt)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mine", "; srvkit.plugins names no folder or module of your own)"),
+        ("handlers.mine.Mine", "; a class is written package.module:Class)"),
+        ("mesage", "async-standard)"),
+    ],
+)
+def test_who_looks_for_a_handler_is_told_where_they_come_from(name, hint, wrong):
+    (problem,) = wrong(server(name))
+    assert problem.startswith(f"x.toml:3: server.a.handler: unknown handler '{name}'")
+    assert problem.endswith(hint)
 
 
 @pytest.mark.parametrize(
