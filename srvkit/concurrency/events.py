@@ -24,7 +24,7 @@ class EventMixIn(LinkKeeper):
     @passes_datagrams
     def process_request(self, request: Any, client_address: Any) -> None:
         """Add the connection to the loop; a datagram is handled at once."""
-        if getattr(self, "_loop", None) is None or isinstance(request, tuple):
+        if getattr(self, "_srvkit_loop", None) is None or isinstance(request, tuple):
             super().process_request(request, client_address)
         else:
             self.finish_request(request, client_address)
@@ -32,7 +32,7 @@ class EventMixIn(LinkKeeper):
     @passes_datagrams
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the connection, from now on whenever something arrives."""
-        loop = getattr(self, "_loop", None)
+        loop = getattr(self, "_srvkit_loop", None)
         if loop is None or isinstance(request, tuple):
             super().finish_request(request, client_address)
         else:

@@ -60,7 +60,7 @@ class ForkingMixIn(LateHandshakes):
         """Fork a child that handles the request. Raises OSError when no process can be had."""
         if self.active_children is None or self._requests_of_children is None:
             self.active_children, self._requests_of_children, self._pidfds = set(), {}, {}
-        if getattr(self, "_loop", None) is None:
+        if getattr(self, "_srvkit_loop", None) is None:
             self._wait_for_room()
         self._refuse_threads()
         _flush_standard_files()  # or the child would write the same once more
@@ -132,7 +132,7 @@ class ForkingMixIn(LateHandshakes):
     def service_actions(self) -> None:
         """Reap children; srvkit's own loop does so as they end. May be extended."""
         super().service_actions()
-        if getattr(self, "_loop", None) is None:  # a loop that is not srvkit's own
+        if getattr(self, "_srvkit_loop", None) is None:  # a loop that is not srvkit's own
             self.collect_children()
 
     def server_close(self) -> None:
@@ -151,7 +151,7 @@ class ForkingMixIn(LateHandshakes):
 
     def _watch_child(self, pid: int) -> None:
         assert self.active_children is not None
-        loop = getattr(self, "_loop", None)
+        loop = getattr(self, "_srvkit_loop", None)
         if loop is None:
             return
         assert self._pidfds is not None
@@ -176,7 +176,7 @@ class ForkingMixIn(LateHandshakes):
         return reap
 
     def _look_later(self) -> None:
-        loop = getattr(self, "_loop", None)
+        loop = getattr(self, "_srvkit_loop", None)
         if loop is not None and self._looks_in is not loop:
             self._looks_in = loop
             loop.call_later(NO_PIDFD_INTERVAL, self._look_after_children)
@@ -195,7 +195,7 @@ class ForkingMixIn(LateHandshakes):
         request = self._requests_of_children.pop(pid, None)
         pidfd = self._pidfds.pop(pid, None)
         if pidfd is not None:
-            loop = getattr(self, "_loop", None)
+            loop = getattr(self, "_srvkit_loop", None)
             if loop is not None:
                 loop.unwatch(pidfd)
             os.close(pidfd)
@@ -246,10 +246,10 @@ class ForkingMixIn(LateHandshakes):
                     os._exit(status)
 
     def _close_what_is_not_the_childs(self, request: Any) -> None:
-        loop = getattr(self, "_loop", None)
+        loop = getattr(self, "_srvkit_loop", None)
         if loop is not None:
             loop.close()
-            self._loop: Any = None
+            self._srvkit_loop: Any = None
         for pidfd in (self._pidfds or {}).values():
             with suppress(OSError):  # closed by a program that closes all it does not know
                 os.close(pidfd)

@@ -156,7 +156,7 @@ class GreenletMixIn(Steps):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request; a datagram's answers through a socket that does not block."""
-        waits = not getattr(self, "_listeners", ())  # of a server from TOML it never does
+        waits = not getattr(self, "_srvkit_listeners", ())  # of a server from TOML it never does
         if self._greenlets is not None and isinstance(request, tuple) and waits:
             request = request[0], self._greenlets.answering_socket(request[1])
         super().finish_request(request, client_address)
@@ -164,7 +164,7 @@ class GreenletMixIn(Steps):
     def cut_off(self) -> int:
         """End the requests that are still open: cut their connections, kill what goes on all the same."""
         count = super().cut_off()
-        loop = getattr(self, "_loop", None)
+        loop = getattr(self, "_srvkit_loop", None)
         if loop is not None:
             loop.call_soon(lambda: loop.call_later(GRACE, self._kill))
         return count
@@ -181,5 +181,5 @@ class GreenletMixIn(Steps):
             self._greenlets.kill()
 
     def _stop(self) -> None:
-        if getattr(self, "_loop", None) is not None:
+        if getattr(self, "_srvkit_loop", None) is not None:
             self.stop_serving()

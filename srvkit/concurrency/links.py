@@ -66,7 +66,7 @@ class LinkKeeper(Steps):
     def begin_drain(self, patience: float = 0.0) -> None:
         """Drain; connections that are idle between two messages end at once."""
         super().begin_drain(patience)
-        loop = getattr(self, "_loop", None)
+        loop = getattr(self, "_srvkit_loop", None)
         if loop is not None:
             loop.call_soon(self._end_idle)
 
@@ -128,7 +128,7 @@ class EventLink:
     # ---- for the handler
 
     def send(self, message: bytes, encode: Encode) -> None:
-        if threading.get_ident() != self._server._loop_thread:
+        if threading.get_ident() != self._server._srvkit_loop_thread:
             self._loop.call_soon(partial(self._enter, partial(self._send_for_thread, message, encode)))
         elif self._out is not None:
             self._hold(encode(message))

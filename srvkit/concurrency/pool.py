@@ -71,7 +71,7 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request: here and now, or in the loop whenever something arrives."""
         if self._waits_in_loop(request):
-            loop: Any = getattr(self, "_loop", None)
+            loop: Any = getattr(self, "_srvkit_loop", None)
             PooledLink(self, loop, request, client_address).begin()
         else:
             super().finish_request(request, client_address)
@@ -87,7 +87,7 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
         return len(self._taken) >= self.threads
 
     def _waits_in_loop(self, request: Any) -> bool:
-        if getattr(self, "_loop", None) is None or isinstance(request, tuple):
+        if getattr(self, "_srvkit_loop", None) is None or isinstance(request, tuple):
             return False  # handle_request(), a server of the standard library; a datagram is all there
         return hasattr(self.RequestHandlerClass, "handle_message")
 

@@ -65,8 +65,8 @@ class TaskMixIn(EventMixIn):
     cutting = False  # whether cut_off() was called
     alone = False  # whether the loop is for the request at hand only
     first_look = 0.0  # seconds after which a new connection may have passed a limit; 0: it has none
-    _loop: Any = None
-    _loop_thread: int | None = None
+    _srvkit_loop: Any = None
+    _srvkit_loop_thread: int | None = None
     _polled = False
     _link: Any = None  # the class of what keeps a coroutine's request
 
@@ -124,7 +124,7 @@ class TaskMixIn(EventMixIn):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request, from now on and beside the others."""
         if self._link is not None:
-            self._link(self, self._loop, request, client_address).begin()
+            self._link(self, self._srvkit_loop, request, client_address).begin()
         else:
             super().finish_request(request, client_address)
 
@@ -132,12 +132,12 @@ class TaskMixIn(EventMixIn):
         """Let an overridden `service_actions` be called after each request."""
         super().requests_taken()
         if self._polled:
-            self._loop.wake()
+            self._srvkit_loop.wake()
 
     def cut_off(self) -> int:
         """Cancel what is still open; return how much that was."""
         self.cutting = True
-        loop = self._loop
+        loop = self._srvkit_loop
         count = super().cut_off()
         if loop is not None:
             loop.call_soon(self._cut)
@@ -152,7 +152,7 @@ class TaskMixIn(EventMixIn):
 
     def _process_alone(self, request: Any, client_address: Any) -> None:
         with self.make_loop() as loop:
-            self._loop, self._loop_thread = loop, threading.get_ident()
+            self._srvkit_loop, self._srvkit_loop_thread = loop, threading.get_ident()
             self.alone = True
             try:
                 self.loop_begins(loop)
@@ -162,4 +162,4 @@ class TaskMixIn(EventMixIn):
             finally:
                 self.loop_ends(loop)
                 self.alone = False
-                self._loop = self._loop_thread = None
+                self._srvkit_loop = self._srvkit_loop_thread = None

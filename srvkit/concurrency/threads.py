@@ -131,7 +131,9 @@ class ThreadingMixIn(LateHandshakes):
         if self.block_on_close:
             vars(self).setdefault("_threads", BusyThreads())
         self._crew = Crew(self.daemon_threads, self._threads, self._most_threads, THREAD_NAME)
-        loop = getattr(self, "_loop", None)  # where there is none of srvkit's, threads see to themselves
+        loop = getattr(
+            self, "_srvkit_loop", None
+        )  # where there is none of srvkit's, threads see to themselves
         if loop is not None:
             self._crew.sweeper = _sweeper(self._crew, loop)
         # A server that nobody closed is collected all the same; its idle threads must not stay behind.

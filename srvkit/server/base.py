@@ -84,25 +84,30 @@ class BaseServer:
     on_serving: Callable[[], None] | None = None  # called in the loop, in its first turn
 
     socket: Any  # the listening socket; in a server of several the one that brought the request at hand
-    _listeners: Sequence[Listener] = ()  # the sockets of a server from TOML; else there is just self.socket
-    _seats: Seats | None = None
-    _lingering: Lingering | None = None  # connections whose peers have not ended, once they were handled
+    # Programs set attributes of their own, `_loop` say: such names of ours say whose they are.
+    _srvkit_listeners: Sequence[
+        Listener
+    ] = ()  # the sockets of a server from TOML; else there is just self.socket
+    _srvkit_seats: Seats | None = None
+    _srvkit_lingering: Lingering | None = (
+        None  # connections whose peers have not ended, once they were handled
+    )
     has_peers = False  # whether other processes wait for the same listening sockets
     shared: frozenset[int] = frozenset()  # listeners whose queues others serve when this server has stopped
     draining = False  # whether begin_drain() was called: conversations end after the message at hand
     patience = 0.0  # while draining: seconds in which who has just connected is expected to say a first word
-    _pauses: Any = frozenset()  # why no requests are accepted; each server has a set of its own
-    _loop: Readiness | None = None
+    _srvkit_pauses: Any = frozenset()  # why no requests are accepted; each server has a set of its own
+    _srvkit_loop: Readiness | None = None
     lives_in_loop = False  # whether the connections of its model do
     __shutdown_request: Any = WakingFlag()  # programs set it where they cannot wait for shutdown()
     _shared_loop: Readiness | None = None
-    _loop_thread: int | None = None
-    _burst = 1
+    _srvkit_loop_thread: int | None = None
+    _srvkit_burst = 1
     _waits_to_take = True  # whether get_request() blocks where the socket does
     _in_burst = False  # whether get_request() must not wait: there may be nothing left
     _may_gather = False
     taking_requests = False  # whether further requests may follow before requests_taken() is called
-    _more = False  # whether another request may be waiting at the listener being drained
+    _srvkit_more = False  # whether another request may be waiting at the listener being drained
     _takes_the_rest = False  # whether what is taken is what waited when the server was told to drain
     _failures_in_a_row = 0  # to get a request, in a row
     _shortage: BaseException | None = None  # because of which accepting was paused last
@@ -113,7 +118,7 @@ class BaseServer:
         """Remember the address and the handler's class. May be extended, do not override."""
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
-        self._pauses: set[str] = set()
+        self._srvkit_pauses: set[str] = set()
         self.__is_shut_down = threading.Event()
         self.__is_shut_down.set()
         self.__shutdown_request = False
@@ -125,11 +130,11 @@ class BaseServer:
         self.server_close()
 
     def __repr__(self) -> str:
-        state = "serving" if self._loop is not None else "idle"
-        if self._pauses:
-            state += f", paused by {', '.join(sorted(self._pauses))}"
-        if self._seats is not None:
-            state += f", {self._seats}"
+        state = "serving" if self._srvkit_loop is not None else "idle"
+        if self._srvkit_pauses:
+            state += f", paused by {', '.join(sorted(self._srvkit_pauses))}"
+        if self._srvkit_seats is not None:
+            state += f", {self._srvkit_seats}"
         address = getattr(self, "server_address", "")  # none where a program's tests left out the constructor
         return f"<{type(self).__name__} {display(address)} {state}>"
 
@@ -150,25 +155,27 @@ class BaseServer:
         """
         # In this order, and at the end in the reverse: a signal handler that calls shutdown() anywhere in
         # between would wait for its own thread.
-        self._loop_thread = get_ident()
+        self._srvkit_loop_thread = get_ident()
         self.__is_shut_down.clear()
         try:
             if self.__shutdown_request:
                 return
-            self._loop = self._shared_loop
-            selector_class = None if self._loop is not None or self.lives_in_loop else replaced_selector()
-            if self._loop is not None:
-                self.__serve(self._loop, poll_interval)
+            self._srvkit_loop = self._shared_loop
+            selector_class = (
+                None if self._srvkit_loop is not None or self.lives_in_loop else replaced_selector()
+            )
+            if self._srvkit_loop is not None:
+                self.__serve(self._srvkit_loop, poll_interval)
             elif selector_class is not None:
                 self.__serve_polling(selector_class, poll_interval)
             else:
-                with self.make_loop() as self._loop:
-                    self.__serve(self._loop, poll_interval)
+                with self.make_loop() as self._srvkit_loop:
+                    self.__serve(self._srvkit_loop, poll_interval)
         finally:
-            self._loop = None
+            self._srvkit_loop = None
             self.__shutdown_request = False
             self.__is_shut_down.set()
-            self._loop_thread = None
+            self._srvkit_loop_thread = None
 
     def use_loop(self, loop: Readiness) -> None:
         """Serve in this loop, with whatever else is watched there, and not in one of the server's own.
@@ -190,7 +197,7 @@ class BaseServer:
     def __serve(self, loop: Readiness, poll_interval: float) -> None:
         polled = not getattr(self.service_actions, "event_driven", False)
         # An overridden service_actions expects to be called after each single request.
-        self._burst = 1 if polled else self._burst_size()
+        self._srvkit_burst = 1 if polled else self._burst_size()
         # Steps of somebody else's may take their time; then no request waits for the rest of its burst.
         self._may_gather = all(
             getattr(type(self), step).__module__.startswith(("srvkit.server.", "srvkit.concurrency."))
@@ -198,7 +205,7 @@ class BaseServer:
         )
         made_non_blocking = []
         try:
-            for fd in self._listening_fds() if self._burst > 1 and self._waits_to_take else ():
+            for fd in self._listening_fds() if self._srvkit_burst > 1 and self._waits_to_take else ():
                 if os.get_blocking(fd):
                     # Not settimeout(0): the descriptor alone becomes non-blocking, so that the socket's
                     # timeout, which handle_request() and accepted sockets go by, stays as it was.
@@ -220,8 +227,8 @@ class BaseServer:
                 if fd in still_ours:  # not closed meanwhile, its number perhaps somebody else's
                     os.set_blocking(fd, True)
             self.loop_ends(loop)
-            if self._lingering is not None:  # also those that have just ended
-                self._lingering.end(loop)
+            if self._srvkit_lingering is not None:  # also those that have just ended
+                self._srvkit_lingering.end(loop)
 
     def __serve_polling(self, selector_class: Any, poll_interval: float) -> None:
         """Serve as the standard library does, by the selector that a program has put in place of its own."""
@@ -242,7 +249,7 @@ class BaseServer:
         once; in the latter case the next `serve_forever` returns immediately.
         """
         self.__shutdown_request = True  # by no method: programs have a stop_serving() of their own
-        if self._loop_thread != get_ident():
+        if self._srvkit_loop_thread != get_ident():
             self.__is_shut_down.wait()
 
     def stop_serving(self) -> None:
@@ -259,7 +266,7 @@ class BaseServer:
         their open requests.
         """
         self.draining, self.patience = True, patience
-        loop = self._loop
+        loop = self._srvkit_loop
         for request in self.requests_at_hand():
             if getattr(request, "idle", False) and not (patience and request.waits <= 1):
                 end_reading(request, loop)
@@ -270,14 +277,14 @@ class BaseServer:
 
     def runs_here(self) -> bool:
         """Tell whether the caller is a handler of this server: its loop's thread, or one of its own."""
-        return self._loop_thread == get_ident()
+        return self._srvkit_loop_thread == get_ident()
 
     def when_closed(self, callback: Callable[[], None]) -> None:
         """Call back, in the loop's thread, when nothing more comes by the addresses that others share.
 
         To be called after `begin_drain`, which sees to that.
         """
-        loop = self._loop
+        loop = self._srvkit_loop
         if loop is None:
             callback()
         else:
@@ -289,11 +296,11 @@ class BaseServer:
         What still waits in the kernel's queue is left there. Safe from any thread. Datagrams have no
         connection to cut; their handlers are left to themselves.
         """
-        self._pauses.add(STOPPING)
-        loop = self._loop
+        self._srvkit_pauses.add(STOPPING)
+        loop = self._srvkit_loop
         if loop is not None:
-            if self._lingering is not None:
-                loop.call_soon(partial(self._lingering.end, loop))
+            if self._srvkit_lingering is not None:
+                loop.call_soon(partial(self._srvkit_lingering.end, loop))
             loop.call_soon(self._close_the_door)
         requests = self.requests_at_hand()
         for request in requests:
@@ -311,19 +318,19 @@ class BaseServer:
 
     def _take_the_rest(self) -> None:
         """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
-        for listener in self._listeners:
+        for listener in self._srvkit_listeners:
             if listener.fileno() >= 0 and listener.number in self.shared:
-                assert self._loop is not None
-                self._loop.unwatch(listener.fileno())
-                if self.has_peers and not self._pauses:
+                assert self._srvkit_loop is not None
+                self._srvkit_loop.unwatch(listener.fileno())
+                if self.has_peers and not self._srvkit_pauses:
                     self._take_what_waits(listener)  # the kernel may have woken this process, and no other
                 continue
-            if self._pauses:
+            if self._srvkit_pauses:
                 return  # it goes on here when there is room again
             self._take_what_waits(listener)
-            if self._more:  # a burst of many, or no room
-                assert self._loop is not None
-                self._loop.call_later(0, self._take_the_rest)
+            if self._srvkit_more:  # a burst of many, or no room
+                assert self._srvkit_loop is not None
+                self._srvkit_loop.call_later(0, self._take_the_rest)
                 return
         self._close_the_door()
 
@@ -334,23 +341,23 @@ class BaseServer:
 
     def _close_the_door(self) -> None:
         self.pause_accepting(STOPPING)
-        for listener in self._listeners:
+        for listener in self._srvkit_listeners:
             if listener.is_stream:  # datagrams' handlers may still answer through theirs
                 listener.close()
         self._stop_when_empty()
 
     def _stop_when_empty(self) -> None:
-        if STOPPING in self._pauses and not self.requests_at_hand() and not self._lingering:
+        if STOPPING in self._srvkit_pauses and not self.requests_at_hand() and not self._srvkit_lingering:
             self.stop_serving()
 
     @unclaimed
     def listeners(self) -> Sequence[Listener]:
         """The listeners of a server from TOML; empty in any other."""
-        return self._listeners
+        return self._srvkit_listeners
 
     def requests_at_hand(self) -> list[Any]:
         """Return the requests that are being handled; of servers from TOML."""
-        return [] if self._seats is None else self._seats.requests()
+        return [] if self._srvkit_seats is None else self._srvkit_seats.requests()
 
     @event_driven
     def service_actions(self) -> None:
@@ -381,7 +388,7 @@ class BaseServer:
         except OSError as error:
             self._get_request_failed(error)
             return
-        if self._seats is not None and not self._seats.take(request):
+        if self._srvkit_seats is not None and not self._srvkit_seats.take(request):
             log.warning("%s: no seat free for %s, closed", self._name(), display(client_address))
             self.refuse_request(request)
             return
@@ -428,7 +435,7 @@ class BaseServer:
         self.shutdown_request(request)
 
     def _mark_refused(self, request: Any) -> None:
-        if self._listeners and self.limits is not None:
+        if self._srvkit_listeners and self.limits is not None:
             self._end_as(request, outcomes.REFUSED)
 
     def _end_as(self, request: Any, outcome: str) -> None:
@@ -464,9 +471,9 @@ class BaseServer:
 
     def request_done(self, request: Any) -> None:
         """Give the request's seat back; called once for each, in the process that accepts."""
-        if self._seats is not None:
-            self._seats.give_back(request)
-            if STOPPING in self._pauses:
+        if self._srvkit_seats is not None:
+            self._srvkit_seats.give_back(request)
+            if STOPPING in self._srvkit_pauses:
                 self._stop_when_empty()
 
     def datagram_dropped(self) -> None:
@@ -475,9 +482,9 @@ class BaseServer:
     def leave_to_parent(self, request: Any) -> None:
         """Close, in a forked child, the listening sockets that its request has no use for."""
         answers_through_it = isinstance(request, tuple)  # a datagram
-        for listener in self._listeners:
+        for listener in self._srvkit_listeners:
             listener.leave(keep_socket=answers_through_it)
-        if not self._listeners and not answers_through_it:
+        if not self._srvkit_listeners and not answers_through_it:
             self.socket = LeftSocket(self.socket)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -520,27 +527,27 @@ class BaseServer:
     # ---- accepting: when not to, and what may go wrong
 
     def _listening_fds(self) -> list[int]:
-        return [listener.fileno() for listener in self._listeners] or [self.fileno()]
+        return [listener.fileno() for listener in self._srvkit_listeners] or [self.fileno()]
 
     def _burst_size(self) -> int:
         """Return how many requests to take per wake-up: above 1 only where get_request() cannot block."""
         return 1
 
     def _listen_again(self) -> None:
-        loop = self._loop
-        if loop is None or self._pauses:
+        loop = self._srvkit_loop
+        if loop is None or self._srvkit_pauses:
             return
-        if self.draining and self._listeners:
+        if self.draining and self._srvkit_listeners:
             self._take_the_rest()
             return
-        if not self._listeners:
+        if not self._srvkit_listeners:
             loop.watch(self.fileno(), self._take_requests)
         events = READ | EXCLUSIVE if self.has_peers else READ
-        for listener in self._listeners:
+        for listener in self._srvkit_listeners:
             loop.watch(listener.fileno(), self._taker(listener), events)
 
     def _taker(self, listener: Listener) -> Callable[[], None]:
-        if len(self._listeners) == 1:
+        if len(self._srvkit_listeners) == 1:
             return self._take_requests
 
         def take_requests() -> None:
@@ -553,12 +560,12 @@ class BaseServer:
         self._in_burst = True
         self.taking_requests = self._may_gather
         try:
-            for _ in range(self._burst):
+            for _ in range(self._srvkit_burst):
                 if self._takes_no_more():
                     break
-                self._more = True
+                self._srvkit_more = True
                 self._handle_request_noblock()
-                if not self._more:
+                if not self._srvkit_more:
                     break
         finally:
             self._in_burst = self.taking_requests = False
@@ -567,9 +574,9 @@ class BaseServer:
     def _takes_no_more(self) -> bool:
         return (
             self.__shutdown_request
-            or bool(self._pauses)
+            or bool(self._srvkit_pauses)
             # Told to while the handler of one was at work. Of any other server it is the program's own word.
-            or bool(self.draining and self._listeners and not self._takes_the_rest)
+            or bool(self.draining and self._srvkit_listeners and not self._takes_the_rest)
         )
 
     def requests_taken(self) -> None:
@@ -577,35 +584,35 @@ class BaseServer:
 
     def pause_accepting(self, reason: str) -> None:
         """Leave new requests to the kernel's queue until `resume_accepting(reason)`; in the loop's thread."""
-        self._pauses.add(reason)
-        if self._loop is not None:
+        self._srvkit_pauses.add(reason)
+        if self._srvkit_loop is not None:
             for fd in self._listening_fds():
-                self._loop.unwatch(fd)
+                self._srvkit_loop.unwatch(fd)
 
     def resume_accepting(self, reason: str, unless: Callable[[], bool] | None = None) -> None:
         """Take back `pause_accepting(reason)`; safe from any thread, does nothing where it was not called.
 
         `unless`, asked in the loop's thread, tells of a reason that has come up again meanwhile.
         """
-        if reason not in self._pauses:
+        if reason not in self._srvkit_pauses:
             return
-        loop = self._loop
-        if loop is not None and get_ident() != self._loop_thread:
+        loop = self._srvkit_loop
+        if loop is not None and get_ident() != self._srvkit_loop_thread:
             loop.call_soon(lambda: self.resume_accepting(reason, unless))
             return
         if unless is not None and unless():
             return
-        self._pauses.discard(reason)
+        self._srvkit_pauses.discard(reason)
         self._listen_again()
 
     def _get_request_failed(self, error: OSError) -> None:
         if isinstance(error, BlockingIOError):
-            self._more = False
+            self._srvkit_more = False
             return
         if error.errno in CAPACITY_ERRNOS:
             self.back_off_accepting(error)
         elif error.errno in FATAL_ERRNOS and is_dead(self.socket):
-            self._more = False
+            self._srvkit_more = False
             if not self.__shutdown_request:
                 raise error
         elif self._failures_in_a_row >= FAILURES_IN_A_ROW:
@@ -618,7 +625,7 @@ class BaseServer:
 
         Logs at most one line a second. Without a loop (`handle_request`) it only logs.
         """
-        self._more = False
+        self._srvkit_more = False
         self._shortage = error
         delay = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures_in_a_row, 10))
         self._failures_in_a_row += 1
@@ -629,9 +636,9 @@ class BaseServer:
             self._last_complaint, self._complaints_held_back = now, 0
         else:
             self._complaints_held_back += 1
-        if self._loop is not None:
+        if self._srvkit_loop is not None:
             self.pause_accepting("a shortage")
-            self._loop.call_later(delay, self._try_again)
+            self._srvkit_loop.call_later(delay, self._try_again)
 
     def _try_again(self) -> None:
         self.resume_accepting("a shortage")

@@ -127,7 +127,7 @@ class StreamLink:
     def close(self) -> None:
         self.closing = True
         if self._runners.current() != self._own:  # which may wait in recv()
-            end_reading(self._socket, getattr(self._server, "_loop", None))
+            end_reading(self._socket, getattr(self._server, "_srvkit_loop", None))
 
     def start_tls(self) -> None:
         to_begin(self.handler.server, self._socket)

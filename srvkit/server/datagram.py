@@ -71,13 +71,13 @@ class UDPServer(TCPServer):
             else:
                 data, client_address = self._receiver(sock, longest)(longest + 1, DONT_WAIT)
             if len(data) <= longest:
-                if self._listeners and self.limits is not None:
+                if self._srvkit_listeners and self.limits is not None:
                     sock = ReplySocket(sock, self.reply_lost)
                 return (data, sock), client_address
             self._drop(client_address, longest)
 
     def _longest(self, sock: Any) -> int:
-        is_unix = self._listeners and self.max_message and _family(sock) == AF_UNIX
+        is_unix = self._srvkit_listeners and self.max_message and _family(sock) == AF_UNIX
         return self.max_message if is_unix else self.max_packet_size
 
     def _receiver(self, sock: Any, longest: int) -> Callable[[int, int], tuple[bytes, Any]]:
@@ -98,7 +98,7 @@ class UDPServer(TCPServer):
         super().loop_begins(loop)
         if self.drop_truncated and self._pinned is None:
             self._find_pinned()
-        if self._listeners and self.limits is not None:
+        if self._srvkit_listeners and self.limits is not None:
             self._reply_sockets = {}
         self._plain_steps = not vars(self).keys() & STEPS and all(map(self._is_plain, STEPS))
 
@@ -125,16 +125,16 @@ class UDPServer(TCPServer):
         receive = self._receiver(sock, longest)
         handled = size = 0
         unusual: list[str] = []  # outcomes
-        self._more = True
+        self._srvkit_more = True
         try:
-            for _ in range(self._burst):
+            for _ in range(self._srvkit_burst):
                 if self._takes_no_more():
                     break
                 try:
                     data, client_address = receive(room, DONT_WAIT)
                 except OSError as error:
                     self._get_request_failed(error)
-                    if self._more:
+                    if self._srvkit_more:
                         continue
                     break
                 if len(data) > longest:
@@ -201,7 +201,7 @@ class UDPServer(TCPServer):
         return self._reply_sockets[fd]
 
     def _find_pinned(self) -> set[int]:
-        sockets = [listener.socket for listener in self._listeners] or [self.socket]
+        sockets = [listener.socket for listener in self._srvkit_listeners] or [self.socket]
         self._pinned = {sock.fileno() for sock in sockets if ask_for_destination(sock)}
         return self._pinned
 

@@ -27,7 +27,7 @@ class WakingFlag:
 
     def __set__(self, server: Any, value: Any) -> None:
         vars(server)[self._name] = value
-        loop = server._loop
+        loop = server._srvkit_loop
         if value and loop is not None:
             loop.wake()
 

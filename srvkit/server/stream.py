@@ -76,12 +76,12 @@ class TCPServer(BaseServer):
     def from_listeners(cls, listeners: list[Listener], RequestHandlerClass: Any) -> Self:
         """Serve on several listeners in one loop; `server_close` closes them and removes their files."""
         server = cls(listeners[0].socket, RequestHandlerClass, bind_and_activate=False)
-        server._listeners = listeners
+        server._srvkit_listeners = listeners
         if listeners[0].address.is_unix:
             server.server_address = listeners[0].address.path
         if cls.limits is not None:
-            server._lingering = Lingering(server.close_request, server._stop_when_empty)
-            server._seats = Seats(
+            server._srvkit_lingering = Lingering(server.close_request, server._stop_when_empty)
+            server._srvkit_seats = Seats(
                 cls.limits.max_connections,
                 cls.limits.when_full,
                 lambda: server.pause_accepting(MAX_CONNECTIONS),
@@ -90,7 +90,7 @@ class TCPServer(BaseServer):
         return server
 
     def _is_full(self) -> bool:
-        return self._seats is not None and len(self._seats) >= self._seats.limit
+        return self._srvkit_seats is not None and len(self._srvkit_seats) >= self._srvkit_seats.limit
 
     def server_bind(self) -> None:
         """Bind the socket and learn its real address. May be overridden."""
@@ -105,23 +105,23 @@ class TCPServer(BaseServer):
 
     def server_activate(self) -> None:
         """Listen, with room for `request_queue_size` clients in the kernel's queue. May be overridden."""
-        if self._listeners:
-            for listener in self._listeners:
+        if self._srvkit_listeners:
+            for listener in self._srvkit_listeners:
                 listener.listen()
         else:
             self.socket.listen(self.request_queue_size)
 
     def server_close(self) -> None:
         """Close the listening sockets; a loop that still runs on them ends. May be overridden."""
-        if self._loop is not None:
+        if self._srvkit_loop is not None:
             BaseServer.stop_serving(self)
-        for listener in self._listeners:
+        for listener in self._srvkit_listeners:
             listener.close()
         self.socket.close()
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection: return its socket and the client's address. May be overridden."""
-        if self.connection_class is None or not self._listeners:
+        if self.connection_class is None or not self._srvkit_listeners:
             if type(self.socket) is socket.socket:  # as it is now: what accept() makes a connection of
                 return accept(self.socket, self._plain_class)
             connection, client_address = self.socket.accept()  # of a listener that wraps its connections
@@ -129,7 +129,7 @@ class TCPServer(BaseServer):
         connection, client_address = accept(self.socket, self.connection_class)
         if socket.getdefaulttimeout() is not None:  # a handler's own, for the sockets that it makes
             _Socket.settimeout(connection, None)
-        for listener in self._listeners:
+        for listener in self._srvkit_listeners:
             if listener.socket is self.socket:
                 listener.prepare(connection)
         if isinstance(connection, TimedConnection) and self.limits is not None:
@@ -148,22 +148,22 @@ class TCPServer(BaseServer):
         except OSError:
             pass  # the peer has gone first
         else:
-            if self._lingering is not None and has_to_linger(request):
+            if self._srvkit_lingering is not None and has_to_linger(request):
                 self._linger(request)
                 return
         try:
             self.close_request(request)
         finally:
-            if self._seats is not None:
+            if self._srvkit_seats is not None:
                 self.request_done(request)
 
     def _linger(self, request: Any) -> None:
         """Close a connection later, when its peer has ended it too; its seat is free at once."""
-        assert self._lingering is not None
-        loop = self._loop
+        assert self._srvkit_lingering is not None
+        loop = self._srvkit_loop
         try:
             if loop is not None:
-                self._lingering.add(request, loop, in_loop=self._loop_thread == get_ident())
+                self._srvkit_lingering.add(request, loop, in_loop=self._srvkit_loop_thread == get_ident())
             else:
                 wait_out(request)
                 self.close_request(request)

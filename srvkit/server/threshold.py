@@ -63,10 +63,10 @@ class ThresholdMixIn(Steps):
     trusted = Rules(())
     waiting: dict[Waiting, None]
     _parked: deque[tuple[Any, Any]]  # who is ready, with addresses, while the model takes no more
-    _pauses: set[str]
-    _loop_thread: int | None
+    _srvkit_pauses: set[str]
+    _srvkit_loop_thread: int | None
     _waits_until: Deadlines
-    _loop: Any = None
+    _srvkit_loop: Any = None
 
     def loop_begins(self, loop: Any) -> None:
         """Begin with nobody waiting. May be extended."""
@@ -86,8 +86,8 @@ class ThresholdMixIn(Steps):
     def begin_drain(self, patience: float = 0.0) -> None:
         """Drain; whoever waits is turned away, unless there is patience."""
         super().begin_drain(patience)
-        if self._loop is not None and not patience:
-            self._loop.call_soon(self._turn_away)
+        if self._srvkit_loop is not None and not patience:
+            self._srvkit_loop.call_soon(self._turn_away)
 
     def _turn_away(self) -> None:
         for one in list(self.waiting):
@@ -165,7 +165,9 @@ class ThresholdMixIn(Steps):
             super().admit_request(request, client_address)
 
     def _is_held_up(self) -> bool:
-        return bool(self._pauses - {MAX_CONNECTIONS, STOPPING})  # these are about who is not accepted yet
+        return bool(
+            self._srvkit_pauses - {MAX_CONNECTIONS, STOPPING}
+        )  # these are about who is not accepted yet
 
     def _listen_again(self) -> None:
         while self._parked and not self._is_held_up():
@@ -194,7 +196,7 @@ class Waiting:
         self.request = request
         self.moment: Any = None  # of `Deadlines`
         self._server = server
-        self._loop = server._loop
+        self._loop = server._srvkit_loop
         self._done = done
         self._deadline = 0.0
         self._busy = False  # whether a step is under way, in whatever thread
@@ -261,7 +263,7 @@ class Waiting:
             outcome, error = RESET, gone
         except ValueError:  # the descriptor is closed: the server has been cut
             outcome = STOPPED
-        if outcome and STOPPING in self._server._pauses:
+        if outcome and STOPPING in self._server._srvkit_pauses:
             outcome = STOPPED  # it was cut
         self._step_taken(outcome, error)
 
@@ -329,7 +331,7 @@ class HandshakeAwaited(Waiting):
     # The step may have been taken in another thread; who waits for what is the loop's business.
 
     def _await(self, wanted: int) -> None:
-        if get_ident() == self._server._loop_thread:
+        if get_ident() == self._server._srvkit_loop_thread:
             super()._await(wanted)
         else:
             self._loop.call_soon(partial(super()._await, wanted))

@@ -224,7 +224,7 @@ def test_shutdown_works_from_anywhere(server_class: Any, client: Any) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         server.shutdown()
-        assert server._loop is None
+        assert server._srvkit_loop is None
         thread.join(PATIENCE)
 
 
@@ -270,7 +270,7 @@ def test_handle_request_sees_one_connection_through(handler: Any, server_class: 
             server.handle_request()
             assert everything(sock) == b"hello\n"
         assert server.ends == [None]
-        assert server._loop is None
+        assert server._srvkit_loop is None
 
 
 def test_each_connection_has_a_context_of_its_own(serve: Any, client: Any) -> None:

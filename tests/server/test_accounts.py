@@ -109,7 +109,7 @@ def watched(serving: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.M
     yield watched
     for server in made:  # or a connection that has just ended would be left behind
         server.begin_drain()
-        eventually(lambda server=server: server._loop is None)
+        eventually(lambda server=server: server._srvkit_loop is None)
     sys.modules.pop("accounted", None)
 
 
@@ -226,7 +226,7 @@ def test_a_loop_that_is_held_up_does_not_beat(watched: Any) -> None:
     server = watched("event")
     assert server.board.beats.acquire(timeout=30)
     held, release = threading.Event(), threading.Event()
-    server._loop.call_soon(lambda: (held.set(), release.wait(30)))
+    server._srvkit_loop.call_soon(lambda: (held.set(), release.wait(30)))
     assert held.wait(30)
     while server.board.beats.acquire(blocking=False):
         pass
