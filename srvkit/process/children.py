@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NoReturn
 
@@ -31,6 +31,9 @@ class Children:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ends)
 
     def __contains__(self, pid: int) -> bool:
         return pid in self._ends

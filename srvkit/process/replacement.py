@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,7 @@ class Held:
     began: float
     generation: Generation
     old: list[Workers]
+    children: Iterable[int]  # by their numbers, those that are no workers included
     log: Path | None
     lock: Lock | None
     pid_file: PidFile | None
@@ -173,6 +174,7 @@ def table_of(held: Held) -> tuple[Table, list[int]]:
         ],
         "workers": [workers_entry(one, fds) for one in held.generation.workers.values()],
         "old": [workers_entry(one, fds) for one in held.old],
+        "children": list(held.children),
         "log": str(held.log) if held.log is not None else None,
         "lock": path_entry(held.lock, held.lock.fileno(), fds) if held.lock else None,
         "pid_file": path_entry(held.pid_file, held.pid_file.fileno(), fds) if held.pid_file else None,

@@ -380,6 +380,7 @@ class Supervisor:
             self._began,
             self._generation,
             self._old,
+            self._children,
             self._log_file.path,
             self._lock,
             self._pid_file,
@@ -418,6 +419,9 @@ class Supervisor:
             if name in config.server:  # until there are new ones, and for good where none come to be
                 one.keep_up(len(one.listening()))
         self._generation = Generation(table["generation"], config, sockets, workers=workers)
+        for pid in table.get("children", ()):  # a check, say, that goes on or was just killed
+            if pid not in self._children:
+                self._children.adopt(pid, lambda _: None)
         self._look_after(config.srvkit.heartbeat_timeout)
         self._children.reap()  # those that ended meanwhile
 

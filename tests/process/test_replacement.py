@@ -99,6 +99,32 @@ def test_what_the_new_one_refuses_changes_nothing(managed):
     managed.program.wait_for("reloaded: this is generation 2$")
 
 
+def test_no_child_is_left_unknown(managed, talking, eventually):
+    """Here a second check runs, for a change was under way when the first one had succeeded."""
+
+    def check(name):
+        gate = managed.gate(name)
+        managed.write(server(), f"{talking}\nwait_at({name!r})\n")
+        managed.signal(signal.SIGUSR2)
+        gate.reached()
+        return gate
+
+    managed.write(server())
+    managed.begin()
+    children = Path(f"/proc/{managed.program.pid}/task/{managed.program.pid}/children")
+    change = managed.gate()
+    managed.signal(signal.SIGHUP)
+    change.reached()
+    check("first").open()
+    eventually(lambda: len(children.read_text().split()) == 2)  # the old worker and the new one
+    second = check("second")
+    change.open()
+    managed.program.wait_for("reloaded: this is generation 3$")
+    second.open()
+    eventually(lambda: children.read_text().split() == [str(pid) for pid in managed.workers()])
+    assert managed.program.end() == 0
+
+
 LATER = (
     "import os, sys, runpy\n"
     "os.environ['PYTHONPATH'] = sys.argv.pop(1)\n"  # of what is executed later, not of this one
