@@ -132,6 +132,7 @@ class ListeningSockets:
                 break
         else:
             numeric = choices[0]
+        key = self._key(name, numeric)
         self._place(name, address, numeric)
         if found is None:
             beside, lost = self._beside(numeric), self._lost(numeric)
@@ -144,7 +145,7 @@ class ListeningSockets:
                 # Workers share it: where one has taken what woke them all, the others must not wait.
                 if listener.is_stream:
                     os.set_blocking(listener.fileno(), False)
-        self._by_address[_key(name, numeric)] = found
+        self._by_address[key] = found
         return found
 
     def _of_before(self, name: str, numeric: Address) -> list[Listener] | None:
@@ -157,7 +158,7 @@ class ListeningSockets:
             is_stream = numeric.kind == "stream"
             found = [one for one in self._before if one.is_at(numeric.path) and one.is_stream == is_stream]
         else:
-            return self._before._by_address.get(_key(name, numeric))
+            return self._before._by_address.get(self._key(name, numeric))
         return found[:1] or None
 
     def _lost(self, numeric: Address) -> Listener | None:
@@ -167,6 +168,13 @@ class ListeningSockets:
         place = place_of(numeric.path)
         lost = (one for one in self._before if one.has_lost_its_file and place_of(one.path) == place)
         return next(lost, None)
+
+    def _key(self, name: str, numeric: Address) -> tuple[str, str]:
+        if not numeric.is_internet or numeric.port:
+            return "", str(numeric)
+        # With port 0 the same address may be there several times, and yet each time has its own socket.
+        nth = sum(placed == numeric for server, _, placed in self._placed if server == name)
+        return name, f"{numeric} {nth}" if nth else str(numeric)
 
     def _place(self, name: str, address: Address, numeric: Address) -> None:
         for server, other, placed in self._placed:
@@ -229,8 +237,3 @@ class ListeningSockets:
 
 def _owned(settings: SocketSettings, owner: list[str] | None) -> SocketSettings:
     return settings if owner is None else replace(settings, owner=owner[0], group=owner[1])
-
-
-def _key(name: str, numeric: Address) -> tuple[str, str]:
-    # With port 0 several servers may have the same address, and yet each its own sockets.
-    return name if numeric.is_internet and not numeric.port else "", str(numeric)

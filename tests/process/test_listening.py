@@ -79,6 +79,15 @@ def test_with_port_0_each_server_keeps_its_own(sockets):
     assert second.take_over() == first.of["a"]
 
 
+def test_port_0_may_be_asked_for_twice_by_one_server(sockets):
+    first = sockets({"a": ["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"]})
+    second = sockets({"a": ["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"]}, first)
+    assert second.of["a"] == first.of["a"]
+    assert len(set(second.of["a"])) == 2
+    assert len(second.entries()) == 2
+    assert second.take_over() == []
+
+
 def test_what_was_added_goes_again_and_the_rest_stays_where_it_was_given_up(sockets, tmp_path):
     first = sockets({"a": "unix:a.sock"})
     second = sockets({"a": "unix:a.sock", "b": "unix:b.sock"}, first)
