@@ -63,6 +63,12 @@ class LinkKeeper(Steps):
         self.deadlines = Deadlines(loop)
         self.links = {}
 
+    def loop_ends(self, loop: Any) -> None:
+        """End the connections that are left: nobody would read from them any more. May be extended."""
+        for link in list(self.links):
+            link.leave_behind()
+        super().loop_ends(loop)
+
     def begin_drain(self, patience: float = 0.0) -> None:
         """Drain; connections that are idle between two messages end at once."""
         super().begin_drain(patience)
@@ -198,8 +204,16 @@ class EventLink:
         self._enter(partial(self._end, STOPPED))
 
     def leave_behind(self) -> None:
-        """End the connection, whatever its handler does."""
-        self._end(STOPPED)
+        """End the connection, with what its peer takes at once; its loop ends."""
+        if not self.ended:
+            self._run(self._attempt, self._end_now)
+
+    def _end_now(self) -> None:
+        try:
+            self._end(STOPPED)
+        finally:
+            if not self.ended:  # its peer has not taken its last words
+                self._close()
 
     def look(self) -> None:
         """End the connection if a limit has passed, else have it looked at again when one may have."""

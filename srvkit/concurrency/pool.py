@@ -112,12 +112,13 @@ class PooledLink(EventLink):
     connection's context, which only one thread can be in. What others send meanwhile waits in `_outside`.
     """
 
-    __slots__ = ("_again", "_busy", "_lock", "_outside", "_outside_size", "_thread")
+    __slots__ = ("_again", "_busy", "_left", "_lock", "_outside", "_outside_size", "_thread")
 
     def begin(self) -> None:
         self._lock = threading.Lock()
         self._busy = False
         self._again = False  # whether the loop wanted something while a thread was busy
+        self._left = False  # whether the loop ended while a thread was busy
         self._outside: deque[tuple[bytes, Encode]] = deque()
         self._outside_size = 0
         self._thread = 0  # the one that is busy
@@ -146,6 +147,15 @@ class PooledLink(EventLink):
 
     def end_if_idle(self) -> None:
         self._dispatch(self._nothing)  # a thread knows best
+
+    def leave_behind(self) -> None:
+        """End the connection now, or when the thread that is busy with it has done what it was doing."""
+        with self._lock:
+            self._left = True
+            if self._busy:
+                return
+            self._busy = True
+        super().leave_behind()
 
     def look(self) -> None:
         if self._busy:  # the limits are about what a peer does; how long a handler takes is its own affair
@@ -178,6 +188,8 @@ class PooledLink(EventLink):
     def _work_off(self, step: Callable[[], object]) -> None:
         while True:
             self._run(self._take, step)
+            if self._left:
+                super().leave_behind()
             try:
                 if self._let_go():
                     return
@@ -189,6 +201,8 @@ class PooledLink(EventLink):
         """Give the link back to the loop, outside of its context; return whether nothing came between."""
         with self._lock:
             shaking_hands = self._tls == SHAKING_HANDS and not self.ended
+            if self._left and not self.ended:  # since a moment ago
+                return False
             if not (shaking_hands or self.ended):
                 if self._again or self._outside or self._has_more():
                     self._again = False

@@ -106,11 +106,9 @@ class TaskMixIn(EventMixIn):
         if left:
             name = getattr(self, "name", "") or type(self).__name__
             log.warning("%s: %d task%s would not be cancelled, left behind", name, left, "s" * (left != 1))
-        for link in list(self.links):
-            link.leave_behind()
+        super().loop_ends(loop)  # which also ends what would not be cancelled
         self.cutting = False
         self._link = None
-        super().loop_ends(loop)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a task for the request, or add its connection to the loop."""
