@@ -17,7 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile(
+    "srvkit", deadline=None
+)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("srvkit")
 
 ROOT = Path(__file__).resolve().parent.parent
 collect_ignore = ["long"]  # what takes minutes runs where it is named: pytest -n 2 tests/long
@@ -200,14 +206,15 @@ def serving(_connected: list[socket.socket]) -> Iterator[Callable[[Any], Any]]:
 
 
 @pytest.fixture(scope="session")
-def eventually() -> Callable[..., None]:
-    """`eventually(condition, *arguments)`: return when it holds; for states that nobody announces."""
+def eventually() -> Callable[..., Any]:
+    """`eventually(condition, *arguments)`: return its value when it holds; for states that nobody announces."""
 
-    def wait(condition: Callable[..., Any], *arguments: Any) -> None:
+    def wait(condition: Callable[..., Any], *arguments: Any) -> Any:
         deadline = time.monotonic() + PATIENCE
-        while not condition(*arguments):
+        while not (value := condition(*arguments)):
             assert time.monotonic() < deadline, f"never true: {condition} {arguments}"
             time.sleep(0.005)
+        return value
 
     return wait
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from srvkit.net.access import AccessSettings, Credentials, Rules, credentials_of, group_of, parse_rule
@@ -149,7 +149,6 @@ networks = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(networks, max_size=8), st.lists(networks, max_size=8), st.data())
 def test_the_tables_say_what_a_search_through_the_lists_says(
     allow: list[str], deny: list[str], data: st.DataObject

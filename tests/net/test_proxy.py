@@ -361,13 +361,13 @@ def check(data: bytes) -> None:
 beginnings = st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN", SIGNATURE])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(beginnings, st.binary(max_size=300))
 def test_any_bytes_are_a_header_or_none(beginning: bytes, rest: bytes) -> None:
     check(beginning + rest)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from([0x20, 0x21]),
     st.sampled_from([0x00, 0x01, 0x10, 0x11, 0x21, 0x31, 0x32]),
@@ -408,7 +408,6 @@ ports = st.integers(0, 65535)
 families = st.sampled_from([4, 6])
 
 
-@settings(deadline=None)
 @given(st.data(), families, ports, ports, st.binary(max_size=20))
 def test_what_a_proxy_writes_is_read(
     data: st.DataObject, family: int, source_port: int, destination_port: int, behind: bytes

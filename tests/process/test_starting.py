@@ -234,15 +234,19 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + {left}, lowest + {left}))
 
 
 @BOTH_MODES
-def test_closed_standard_files_are_no_obstacle(tmp_path, run, say):
+def test_closed_standard_files_are_no_obstacle(tmp_path, run, say, eventually):
     servers = GOOD.format("threading") + GOOD.replace("good", "forks").format("forking")
     program = run(servers, preexec_fn=lambda: [os.close(fd) for fd in range(3)])
+
+    def answers(name: str) -> bool:
+        assert program.process.poll() is None
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            say(f"unix:{name}.sock", b"hello")
+            return True
+        return False
+
     for name in ("good", "forks"):
-        while True:  # there is no log that would say when
-            assert program.process.poll() is None
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                say(f"unix:{name}.sock", b"hello")
-                break
+        eventually(answers, name)  # there is no log that would say when
     # No socket got their numbers: what somebody prints must not go to a client.
     assert {os.readlink(f"/proc/{program.pid}/fd/{fd}") for fd in range(3)} == {os.devnull}
     assert program.end() == 0
