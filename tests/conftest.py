@@ -207,7 +207,7 @@ def serving(_connected: list[socket.socket]) -> Iterator[Callable[[Any], Any]]:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
-    """`eventually(condition, *arguments)`: return its value when it holds; for states that nobody announces."""
+    """`eventually(condition, *arguments)`: return its value once it is true; for what nobody announces."""
 
     def wait(condition: Callable[..., Any], *arguments: Any) -> Any:
         deadline = time.monotonic() + PATIENCE
