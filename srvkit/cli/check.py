@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from srvkit.cli import guests
 from srvkit.cli.run import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def command(args: argparse.Namespace) -> int:
     config, problems = loader.read(args.config, args.set)
     for key, message in privileges.check(config.srvkit.user, config.srvkit.group, names_only=True):
         problems.add(("srvkit", key), message)
-    assembled = assemble(config, problems)
-    assembled.try_models(problems)
+    with guests.received():
+        assembled = assemble(config, problems)
+        assembled.try_models(problems)
     for plan in assembled.plans:
         for index, address in enumerate(plan.addresses):
             if address.is_internet and (why := objection(address.host)):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from srvkit.cli import check, completion, control, explain, new, plugins, run, schema, systemd
+from srvkit.cli import check, completion, control, explain, guests, new, plugins, run, schema, systemd
 from srvkit.errors import SrvkitError
 from srvkit.process import origin
 
@@ -21,6 +21,11 @@ wrong; 3 something could not start (address, plugin), or nothing is running"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    guests.status = _main(argv)
+    return guests.status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _open_standard_files()
     try:
         try:

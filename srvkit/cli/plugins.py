@@ -10,6 +10,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srvkit.cli import guests
 from srvkit.cli.run import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ def load(config: str | None) -> Plugins:
 
     path = config or (DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None)
     if path is None:
-        plugins = make_manager(folder=Path())
+        with guests.received():
+            plugins = make_manager(folder=Path())
         plugins.notes.append(f"there is no {DEFAULT_CONFIG} here: these are the installed plugins only")
         return plugins
     read, problems = loader.read(path)
-    plugins = make_manager(read.srvkit.plugins, read.srvkit.block, Path(path).parent)
+    with guests.received():
+        plugins = make_manager(read.srvkit.plugins, read.srvkit.block, Path(path).parent)
     if problems:
         plugins.notes.append(f"something is wrong in {path}: srvkit check {path} says what")
     return plugins

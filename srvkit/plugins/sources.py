@@ -109,9 +109,7 @@ def answerable(plugin: str, failure: str) -> Iterator[None]:
     finally:
         changed = before.put_back()
     if changed:
-        raise PluginError(
-            plugin, f"{failure}: it changes {' and '.join(changed)}, which are the process's own"
-        )
+        raise PluginError(plugin, f"{failure}: it changes {' and '.join(changed)}: that is the process's own")
 
 
 def import_name(name: str) -> ModuleType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
 ECHO = '[server.echo]\nlisten = "tcp://127.0.0.1:7007"\nhandler = "echo"\n'
 
 SMALL = """\
@@ -148,3 +150,26 @@ def test_variables_of_the_environment_are_used_and_never_shown(refused, srvkit, 
     monkeypatch.setenv("HANDLER", "secret-word")
     (line,) = refused(2, "check")
     assert line.startswith("srvkit.toml:3: server.echo.handler: unknown handler '${HANDLER}' (known are ")
+
+
+@pytest.mark.parametrize("command", ["check", "plugins"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import threading; threading.Thread(target=threading.Event().wait).start()\n"
+        "import atexit; atexit.register(threading.Event().wait)",
+        "import sys; sys.stdout.close(); sys.stderr.close()",
+        "import sys; sys.stdout = sys.stderr = None",
+        "import os; os.close(1); os.close(2)",
+    ],
+)
+def test_whatever_plugins_do_a_command_says_what_it_found_and_ends(srvkit, tmp_path, code, command):
+    (tmp_path / "srvkit.toml").write_text(SMALL)
+    (tmp_path / "plugin.py").write_text(f"{PLUGIN}\n{code}\n")
+    fine, wanted = srvkit(command), "2 servers, nothing wrong" if command == "check" else "parrot"
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert wanted in fine.stdout
+    (tmp_path / "plugin.py").write_text(f"{PLUGIN}\n{code}\n1 / 0\n")
+    wrong = srvkit(command)
+    assert (wrong.returncode, wrong.stdout) == (3, "")
+    assert "ZeroDivisionError" in wrong.stderr

@@ -146,6 +146,6 @@ def test_what_does_not_ask_is_refused_with_its_name(patch, named, model, managed
         done = managed.command(*command)
         assert done.returncode == 3
         assert done.stderr == (
-            f"srvkit: plugin plugin.py: cannot be imported: it changes {named} of the standard library, "
-            "which are the process's own\n"
+            f"srvkit: plugin plugin.py: cannot be imported: it changes {named} of the standard library: "
+            "that is the process's own\n"
         )

@@ -157,7 +157,7 @@ def test_what_belongs_to_the_process_is_refused(what, managed):
     for command in ("check", "run"):
         done = managed.command(command)
         assert done.returncode == 3
-        complaint = f"plugin plugin.py: cannot be imported: it changes {what}, which are the process's own"
+        complaint = f"plugin plugin.py: cannot be imported: it changes {what}: that is the process's own"
         assert complaint in done.stderr
 
 
