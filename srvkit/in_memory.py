@@ -13,6 +13,7 @@ from typing import Any
 
 from srvkit.config.model import convert_options
 from srvkit.config.problems import Problems
+from srvkit.net.framing import no_reply
 from srvkit.server.handler import DatagramRequestHandler, kind_of
 
 PEER = ("127.0.0.1", 50000)
@@ -187,8 +188,8 @@ def _exchange(
 def _say(handler: Any, reply: Any) -> None:
     if reply is None:
         return
-    if isinstance(reply, str):
-        raise TypeError(f"{type(handler).__name__} replied with a str; replies are bytes")
+    if isinstance(reply, str) or not hasattr(reply, "__iter__"):
+        raise no_reply(handler, reply)
     for part in (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
         handler.link.send(part, handler.framing.encode)
         if handler.link.closed:

@@ -528,12 +528,15 @@ def test_replies_are_as_the_framing_can_send_them():
     with pytest.raises(ValueError, match="2"):
         converse(Short, [b"abc"])
 
-    class Text(Short):
-        def handle_message(self, message):
-            return "text"
+    class Wrong(Short):
+        replies = "text", 7, False
 
-    with pytest.raises(TypeError, match="Text replied with a str"):
-        converse(Text, [b"a"])
+        def handle_message(self, message):
+            return self.replies[int(message)]
+
+    for message, kind in ((b"0", "a str"), (b"1", "an int"), (b"2", "a bool")):
+        with pytest.raises(TypeError, match=f"Wrong replied with {kind}; replies are bytes"):
+            converse(Wrong, [message])
 
 
 def test_each_read_finds_what_came_at_once():

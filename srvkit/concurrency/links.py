@@ -36,7 +36,7 @@ from srvkit.net.connection import (
     lost_outcome,
 )
 from srvkit.net.deadlines import Deadlines, Moment
-from srvkit.net.framing import hand_over, keep_bytes, stands_still, unasked
+from srvkit.net.framing import hand_over, keep_bytes, no_reply, stands_still, unasked
 from srvkit.net.readiness import READ, WRITE, Readiness
 from srvkit.net.tls import to_begin
 
@@ -400,8 +400,8 @@ class EventLink:
         if isinstance(reply, (bytes, bytearray, memoryview)):
             self._hold(self._handler.framing.encode(reply))
             return
-        if isinstance(reply, str):
-            raise TypeError(f"{type(self._handler).__name__} replied with a str; replies are bytes")
+        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
+            raise no_reply(self._handler, reply)
         for part in reply:
             held = self._hold(self._handler.framing.encode(part))
             if held >= 64 or not isinstance(reply, (list, tuple)):

@@ -641,6 +641,13 @@ def keep_bytes(encoded: list[Any]) -> TypeError | None:
     )
 
 
+def no_reply(handler: object, reply: object) -> TypeError:
+    """Say what a handler has returned that is neither None, bytes nor an iterable of them."""
+    kind = type(reply).__name__
+    article = "an" if kind[0] in "aeiou" else "a"
+    return TypeError(f"{type(handler).__name__} replied with {article} {kind}; replies are bytes")
+
+
 def hand_over(old: Framing, new: Framing, unhandled: list[bytes], data: bytes) -> bytes:
     """Take from one framing what the next is to read: see `Framing.rest`.
 

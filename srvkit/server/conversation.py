@@ -41,7 +41,7 @@ from srvkit.net.connection import (
     wait_for,
 )
 from srvkit.net.datagrams import reply as send_datagram
-from srvkit.net.framing import hand_over, keep_bytes, stands_still, unasked
+from srvkit.net.framing import hand_over, keep_bytes, no_reply, stands_still, unasked
 from srvkit.net.readiness import WRITE
 from srvkit.net.tls import to_begin
 from srvkit.net.untaken import end_reading
@@ -336,8 +336,8 @@ class StreamLink:
         if isinstance(reply, (bytes, bytearray, memoryview)):
             self._hold(reply, self.handler.framing.encode)
             return
-        if isinstance(reply, str):
-            raise TypeError(f"{type(self.handler).__name__} replied with a str; replies are bytes")
+        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
+            raise no_reply(self.handler, reply)
         at_once = not isinstance(reply, (list, tuple))  # a generator may take its time between two replies
         for part in reply:
             self._hold(part, self.handler.framing.encode)
@@ -591,8 +591,8 @@ class DatagramLink:
                 messages, fault = error.messages, error
 
     def _deliver(self, handler: Any, reply: Any) -> None:
-        if isinstance(reply, str):
-            raise TypeError(f"{type(handler).__name__} replied with a str; replies are bytes")
+        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
+            raise no_reply(handler, reply)
         parts: Any = (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply
         for part in parts:
             self.send(part, handler.framing.encode)

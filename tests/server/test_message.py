@@ -64,6 +64,9 @@ class Talk(srvkit.MessageHandler):
     def text(self, rest: bytes) -> Any:
         return "text"
 
+    def number(self, rest: bytes) -> Any:
+        return 7
+
     def netstrings(self, rest: bytes) -> bytes:
         self.framing = srvkit.Netstring()
         return b"ok"
@@ -173,14 +176,15 @@ def test_another_thread_may_send_at_any_time(model: str, client: Any) -> None:
 def test_what_a_handler_raises_comes_after_the_replies_before_it(
     model: str, client: Any, reasons: list[str], caplog: Any
 ) -> None:
-    for word in (b"fail", b"text"):
+    for word in (b"fail", b"text", b"number"):
         assert conversation(client, model, b"echo 1\n" + word + b"\necho 2\n") == b"welcome\n1\n"
     assert conversation(client, model, b"generate_and_fail\n") == b"welcome\none\n"
-    assert reasons == ["error", "error", "error"]
+    assert reasons == ["error"] * 4
     errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
     assert [str(error) for error in errors] == [
         "a mistake",
         "Talk replied with a str; replies are bytes",
+        "Talk replied with an int; replies are bytes",
         "a mistake",
     ]
 
