@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from srvkit.cli import guests
-from srvkit.cli.run import DEFAULT_CONFIG
+from srvkit.cli.run import CONFIG_HELP, DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from srvkit.cli.run import Subparsers
@@ -19,7 +19,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="say everything that is wrong with a configuration",
         description="Read the configuration, load its plugins, compose its servers; open nothing.",
     )
-    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG)
+    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a setting")
     parser.add_argument("--explain", action="store_true", help="print each server as the class that it is")
     parser.set_defaults(run=command)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from srvkit.cli.run import DEFAULT_CONFIG
+from srvkit.cli.run import CONFIG_HELP, DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]
@@ -47,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "kill", help="end one connection", description="ID is what srvkit connections shows."
     )
     parser.add_argument("id", metavar="ID")
-    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG)
+    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
     parser.set_defaults(run=kill)
 
 
@@ -111,7 +112,7 @@ class _Adder:
         parser: argparse.ArgumentParser = self._subparsers.add_parser(
             name, help=help, description=description
         )
-        parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG)
+        parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
         parser.set_defaults(run=run)
         return parser
 
@@ -145,6 +146,8 @@ def _ask(
             if owner:
                 print(f"srvkit: it is run by the user {owner}", file=sys.stderr)
             return answer
+    if doubt and not os.path.isfile(args.config):  # the wrong folder, more often than not
+        raise NotRunning(f"{doubt}, and no srvkit runs with it")
     text = f"{first or 'srvkit is not running with this configuration'}"
     if are_others():
         text += "; what another user runs may be asked by that user, and by root"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srvkit.cli import guests
-from srvkit.cli.run import DEFAULT_CONFIG
+from srvkit.cli.run import CONFIG_HELP, DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,9 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="List the handlers, concurrency models, framings and hooks, and the plugin that each "
         f"comes from. Without CONFIG: {DEFAULT_CONFIG} of this folder; without that, only what is installed.",
     )
-    parser.add_argument(
-        "config", metavar="CONFIG", nargs="?", help=f"the configuration (default: {DEFAULT_CONFIG})"
-    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=CONFIG_HELP)
     parser.set_defaults(run=command)
 
 

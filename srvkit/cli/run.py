@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]
 
 DEFAULT_CONFIG = "srvkit.toml"
+CONFIG_HELP = f"the configuration (default: {DEFAULT_CONFIG})"
 ONE_PROCESS = "one process cannot bind as root and serve as somebody else; start it as that user"
 
 
@@ -25,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Serve in the foreground. TERM and INT stop: connections get drain_timeout to finish; "
         "the second one, or QUIT, stops at once.",
     )
-    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG)
+    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a setting")
     _add_single(parser)
     _add_reload(parser)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srvkit.cli.run import DEFAULT_CONFIG
+from srvkit.cli.run import CONFIG_HELP, DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="write systemd's unit files for a configuration",
         description="Write a hardened unit to standard output, or into a folder. Nothing is installed.",
     )
-    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG)
+    parser.add_argument("config", metavar="CONFIG", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a setting")
     parser.add_argument("--name", metavar="NAME", default="srvkit", help="of the units (default: srvkit)")
     parser.add_argument("--output", metavar="DIR", help="write files there, in place of earlier ones")

@@ -375,8 +375,22 @@ def test_a_broken_file_is_named_where_nobody_is_found(tmp_path, refused):
     assert second.startswith("its control socket may be elsewhere: srvkit.toml:1:")
 
 
+def test_the_wrong_folder_is_named_and_no_socket(tmp_path, refused):
+    (tmp_path / "srvkit.toml").unlink(missing_ok=True)
+    place = tmp_path / "srvkit.toml"
+    for word in ("status", "reload", "stop"):
+        (line,) = refused(3, word)
+        assert line == (
+            f"srvkit.toml: there is no such file (looked for {place}), and no srvkit runs with it"
+        )
+    place.mkdir()
+    (line,) = refused(3, "status")
+    assert line == "srvkit.toml: is a directory, a file is expected, and no srvkit runs with it"
+
+
 def test_the_help_of_the_commands_says_what_they_do(srvkit):
     for word in ("status", "reload", "stop", "connections", "kill"):
         done = srvkit(word, "--help")
         assert done.returncode == 0
-        assert f"usage: srvkit {word}" in done.stdout and "CONFIG" in done.stdout
+        assert f"usage: srvkit {word}" in done.stdout
+        assert "the configuration (default: srvkit.toml)" in done.stdout
