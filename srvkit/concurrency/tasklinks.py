@@ -661,12 +661,14 @@ class DatagramTask(HandlerTask):
             self._server.reply_lost(self._client_address, str(gone))
         except OSError:
             self._server.handle_error(self._request, self._client_address)
+            self.outcome = ERROR
         finally:
             self._end()
 
     def _accuse(self, outcome: str, fault: Exception) -> None:
         super()._accuse(outcome, fault)
-        self._server.datagram_dropped()
+        if not isinstance(fault, FrameError):  # which the server counts, in every model
+            self._server.datagram_dropped()
 
     def _end(self) -> None:
         account = self._request[1]

@@ -122,6 +122,8 @@ class Tenfold(MessageHandler):
     def handle_message(self, message: bytes) -> bytes:
         if message == b"boom":
             raise LookupError("as wished")
+        if message == b"wrong":
+            raise FrameError("a checksum that is none")
         return message * 10
 
 
@@ -130,6 +132,8 @@ class TenfoldCoroutine(AsyncHandler):
         message = await self.reader.read()
         if message == b"boom":
             raise LookupError("as wished")
+        if message == b"wrong":
+            raise FrameError("a checksum that is none")
         self.writer.write(message * 10)
 
 
@@ -138,6 +142,8 @@ class TenfoldByHand(DatagramRequestHandler):
         message = self.rfile.read()
         if message == b"boom":
             raise LookupError("as wished")
+        if message == b"wrong":
+            raise FrameError("a checksum that is none")
         self.wfile.write(message * 10)
 
 

@@ -244,6 +244,8 @@ def test_datagrams_have_accounts_as_connections_have(server: str, running: Runni
     sock.send(b"0123456789")
     assert sock.recv(1000) == b"0123456789" * 10
     sock.send(b"boom")
+    sock.send(b"wrong")
+    sock.send(b"z" * 60_000)  # to which the reply is too long for the kernel
     sock.send(b"x" * 100_001)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as gone:
         gone.bind("")
@@ -260,11 +262,11 @@ def test_datagrams_have_accounts_as_connections_have(server: str, running: Runni
         return {key: found["counters"][key] for key in expected}
 
     expected = {
-        "accepted": 5,
-        "errors": 1,
-        "dropped": 1,
-        "bytes_in": 10 + 4 + 7 + 6 + 10_000,
-        "outcomes": {"closed": 4, "error": 1},
+        "accepted": 7,
+        "errors": 2,
+        "dropped": 2,
+        "bytes_in": 10 + 4 + 5 + 60_000 + 7 + 6 + 10_000,
+        "outcomes": {"closed": 4, "error": 2, "bad-message": 1},
     }
     eventually(lambda: told() == expected)
     (found,) = (one for one in status(running)["servers"] if one["name"] == server)
@@ -273,7 +275,8 @@ def test_datagrams_have_accounts_as_connections_have(server: str, running: Runni
     assert found["counters"]["bytes_out"] == 100 + 70 + 100_000 + 60 * (1 - lost)
     ended = running.noted(server, "ended")
     assert {"closed 10 100", "error 4 0", "closed 7 70", "closed 10000 100000"} < set(ended)
-    assert len(ended) == 5
+    assert {"bad-message 5 0", "error 60000 0"} < set(ended)
+    assert len(ended) == 7
 
 
 @cells("tenfold")
