@@ -47,6 +47,7 @@ HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further mes
 MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
 Encode = Callable[[bytes], bytes]
 ASK: Any = object()  # stands for a reply that is not known yet
+ASKED = "asked"  # by another thread, to close
 WANTED, SHAKING_HANDS = "wanted", "shaking hands"  # of TLS that begins within a conversation
 
 
@@ -127,7 +128,7 @@ class EventLink:
         self._began = 0.0  # when the first byte came of a message that is not complete yet
         self.bytes_in = 0
         self.bytes_out = 0
-        self.closing = False
+        self.closing: bool | str = False  # ASKED: no further message is handled, and the end is on its way
         self.ended = False
         self.moment: Moment | None = None
 
@@ -147,8 +148,12 @@ class EventLink:
 
     def close(self) -> None:
         if not self.closing:
-            self.closing = True
-            self._loop.call_soon(partial(self._enter, self._settle))
+            # What another thread has sent before is on its way into the loop: the end comes behind it.
+            self.closing = threading.get_ident() == self._server._srvkit_loop_thread or ASKED
+            self._loop.call_soon(partial(self._enter, self._close_now))
+
+    def _close_now(self) -> None:
+        self.closing = True
 
     def start_tls(self) -> None:
         to_begin(self._server, self._request)
@@ -485,7 +490,7 @@ class EventLink:
         if self._work is not None:
             self._go_on_later()
             return
-        if self.closing or self._ending:
+        if self.closing is True or self._ending:
             if self._unheard and not self._ending:
                 self._lose(RESET)
             else:

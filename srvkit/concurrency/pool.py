@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.concurrency.crew import Crew
-from srvkit.concurrency.links import MOST_UNSENT, SHAKING_HANDS, Encode, EventLink, LinkKeeper
+from srvkit.concurrency.links import ASKED, MOST_UNSENT, SHAKING_HANDS, Encode, EventLink, LinkKeeper
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
 from srvkit.net.connection import OVERFLOW
@@ -141,8 +141,9 @@ class PooledLink(EventLink):
 
     def close(self) -> None:
         if not self.closing:
-            self.closing = True
-            if threading.get_ident() != self._thread:
+            mine = threading.get_ident() == self._thread
+            self.closing = mine or ASKED
+            if not mine:
                 self._loop.call_soon(partial(self._dispatch, self._nothing))
 
     def end_if_idle(self) -> None:
@@ -221,8 +222,11 @@ class PooledLink(EventLink):
         self._thread = threading.get_ident()
         self._attempt(step)
         while not self.ended:
+            closing = self.closing  # asked now: what was sent before that is outside by then
             while one := self._next_outside():
                 self._send_for_thread(*one)
+            if closing:
+                self.closing = True
             self._attempt(self._settle)
             if self._tls == SHAKING_HANDS:
                 return

@@ -76,6 +76,17 @@ class Talk(srvkit.MessageHandler):
         thread.start()
         thread.join()
 
+    def last_words_from_a_thread(self, rest: bytes) -> bytes:
+        def work() -> None:
+            self.send(b"one")
+            self.send(b"two")
+            self.close()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return b"reply"
+
     def close_from_a_thread(self, rest: bytes) -> None:
         threading.Thread(target=self.close).start()
 
@@ -142,6 +153,21 @@ def test_another_thread_may_close(model: str, client: Any, reasons: list[str]) -
         with sock.makefile("rb") as answers:
             assert answers.read() == b"welcome\n1\n"
     assert reasons == ["closed"]
+
+
+@pytest.mark.parametrize("model", [*MODELS, "event", "asyncio"])
+def test_what_another_thread_sends_before_it_closes_arrives(model: str, client: Any) -> None:
+    """So does the reply of the handler that was at work meanwhile."""
+    with (
+        srvkit.serve(Talk, "tcp://127.0.0.1:0", concurrency=model) as server,
+        client(server.address) as sock,
+    ):
+        sock.sendall(b"last_words_from_a_thread\n")
+        with sock.makefile("rb") as answers:
+            assert answers.readline() == b"welcome\n"
+            heard = answers.read().splitlines()
+    assert sorted(heard) == [b"one", b"reply", b"two"]
+    assert heard.index(b"one") < heard.index(b"two")
 
 
 def test_another_thread_may_send_at_any_time(model: str, client: Any) -> None:
