@@ -31,12 +31,15 @@ def command(args: argparse.Namespace) -> int:
     from srvkit.config.assemble import assemble
     from srvkit.net.address import objection
     from srvkit.process import privileges
+    from srvkit.process.run import refuse_threads
 
     config, problems = loader.read(args.config, args.set)
     for key, message in privileges.check(config.srvkit.user, config.srvkit.group, names_only=True):
         problems.add(("srvkit", key), message)
     with guests.received():
         assembled = assemble(config, problems)
+        if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
+            refuse_threads()
         assembled.try_models(problems)
     for plan in assembled.plans:
         for index, address in enumerate(plan.addresses):

@@ -56,6 +56,11 @@ class ForkingMixIn(LateHandshakes):
     _pidfds: dict[int, int] | None = None
     _looks_in: Any = None  # the loop that has a timer for children without such a descriptor
 
+    def server_activate(self) -> None:
+        """Listen, unless each connection would be refused for the sake of threads."""
+        self._refuse_threads()
+        super().server_activate()  # type: ignore[misc]
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Fork a child that handles the request. Raises OSError when no process can be had."""
         if self.active_children is None or self._requests_of_children is None:
@@ -220,7 +225,7 @@ class ForkingMixIn(LateHandshakes):
         names = ", ".join(t.name for t in threading.enumerate() if t is not threading.main_thread())
         raise RuntimeError(
             f"not forking beside other threads ({names}): the child could wait for their locks for ever; "
-            "start threads in the handler, or choose another concurrency"
+            "start threads where a connection is handled, or choose another concurrency"
         )
 
     # ---- the child's side

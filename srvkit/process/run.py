@@ -118,7 +118,7 @@ def refuse_threads() -> None:
     if others:
         raise StartError(
             f"a plugin started threads when it was imported ({', '.join(others)}), and forking beside "
-            "threads is not safe: start them in the handler's startup(), or choose another concurrency"
+            "threads is not safe: start them where a connection is handled, or choose another concurrency"
         )
 
 

@@ -401,8 +401,9 @@ def test_a_plugin_that_starts_threads_when_imported_keeps_a_forking_server_from_
     assert "a plugin started threads when it was imported" in line
 
 
-def test_a_thread_that_appears_later_makes_it_refuse_connections(run_srvkit: Any, client: Any) -> None:
-    """Each of them is closed, and the log says why."""
+@pytest.mark.parametrize("mode", [[], ["--single"]])
+def test_a_thread_that_startup_leaves_keeps_it_from_starting(mode: list[str], run_srvkit: Any) -> None:
+    """It would be listening, and refuse every connection for as long as the thread lasts."""
     program = run_srvkit(
         COMPOSED,
         HANDLERS.replace(
@@ -411,8 +412,23 @@ def test_a_thread_that_appears_later_makes_it_refuse_connections(run_srvkit: Any
             "    @classmethod\n"
             "    def startup(cls, server):\n"
             "        import threading, time\n"
-            "        threading.Thread(target=time.sleep, args=(60,), name='surprise', daemon=True).start()\n",
+            "        threading.Thread(target=time.sleep, args=(60,), name='pinging', daemon=True).start()\n",
         ),
+        *mode,
+    )
+    assert program.ended() == 3
+    assert "could not start: RuntimeError: not forking beside other threads (pinging)" in program.log
+    assert "listening" not in program.log
+
+
+def test_a_thread_that_appears_later_makes_it_refuse_connections(run_srvkit: Any, client: Any) -> None:
+    """Each of them is closed, and the log says why."""
+    program = run_srvkit(
+        COMPOSED,
+        HANDLERS + "import threading, time\n"
+        "@srvkit.hookimpl\n"
+        "def srvkit_verify_request(request):\n"
+        "    threading.Thread(target=time.sleep, args=(60,), name='surprise', daemon=True).start()\n",
     )
     with client(program.addresses("test")[0]) as sock:
         assert sock.recv(1) == b""

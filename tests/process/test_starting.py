@@ -202,9 +202,19 @@ threading.Thread(target=time.sleep, args=(60,), daemon=True, name="mining").star
     assert program.ended() == 3
     assert program.log == (
         "srvkit: a plugin started threads when it was imported (mining), and forking beside threads is not "
-        "safe: start them in the handler's startup(), or choose another concurrency\n"
+        "safe: start them where a connection is handled, or choose another concurrency\n"
     )
     assert not list(tmp_path.glob("*.sock"))
+
+
+def test_check_refuses_such_a_thread_too(run, start, tmp_path):
+    plugin = (
+        "import time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True, name='mining').start()\n"
+    )
+    assert run(GOOD.format("forking"), plugin).ended() == 3
+    with start("-m", "srvkit", "check", folder=tmp_path) as check:
+        assert check.ended() == 3
+        assert "a plugin started threads when it was imported (mining)" in check.log
 
 
 @pytest.mark.parametrize(
