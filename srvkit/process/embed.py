@@ -184,6 +184,8 @@ def start(
     observer: Observer | None = None,
 ) -> EmbeddedServer:
     """Start a server as `serve` does; `observer` sees what its handlers raise and whose requests end."""
+    if not isinstance(handler, (str, type)):
+        raise ConfigError(f"the handler is an object of type {type(handler).__name__}, not a class or a name")
     named = handler if isinstance(handler, str) else EMBEDDED
     table = {"listen": list(addresses), "handler": {"name": named, **(options or {})}, **settings}
     config, problems = loader.from_table({"server": {EMBEDDED: table}})
