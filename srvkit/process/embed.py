@@ -144,14 +144,20 @@ class EmbeddedServer:
     def _stop_process(self, drain_timeout: float) -> bool:
         assert self._process is not None
         process, self._process = self._process, None
-        for end, seconds in (
-            (process.begin_drain, drain_timeout),
-            (process.cut_off, 2.0),
-            (process.stop_serving, None),
-        ):
-            end()
-            if process.has_ended(seconds):
-                break
+        try:
+            for end, seconds in (
+                (process.begin_drain, drain_timeout),
+                (process.cut_off, 2.0),
+                (process.stop_serving, None),
+            ):
+                end()
+                if process.has_ended(seconds):
+                    break
+        except BaseException:  # Ctrl-C, and nobody knows of the process any more
+            with interrupts_held_back():
+                process.stop_serving()
+                process.reap()
+            raise
         return process.reap() == 0
 
 

@@ -369,6 +369,25 @@ except KeyboardInterrupt:
     assert program.log == "interrupted []\n"
 
 
+def test_a_stop_that_the_user_interrupts_leaves_no_process(run_code):
+    program = run_code(
+        FORKING.format(startup="pass", pid=0)
+        + f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+server = srvkit.serve(Child, {TCP!r}, concurrency="forking")
+drain = server._process.begin_drain
+server._process.begin_drain = lambda: (drain(), os.kill(os.getpid(), signal.SIGINT))
+try:
+    server.stop()
+except KeyboardInterrupt:
+    print("interrupted", children(), server.stop())
+"""
+    )
+    assert program.ended() == 0, program.log
+    assert program.log == "interrupted [] True\n"
+
+
 def test_a_forking_server_ends_with_a_program_that_is_killed(run_code):
     program = run_code(
         FORKING.format(startup="pass", pid=0)
@@ -581,9 +600,7 @@ class AsyncStopped(srvkit.AsyncHandler):
 )
 def test_a_handler_that_stops_its_server_goes_on_and_its_reply_leaves(handler, model, client, available):
     available(model)
-    # uvloop keeps two descriptors for the process, from its first loop on.
-    concurrency = {"name": model, "loop": "asyncio"} if model == "asyncio" else model
-    server = Stopped.embedded = srvkit.serve(handler, TCP, concurrency=concurrency)
+    server = Stopped.embedded = srvkit.serve(handler, TCP, concurrency=_without_uvloop(model))
     with client(server.address) as sock, sock.makefile("rwb", buffering=0) as file:
         file.write(b"one\n")
         assert file.readline() == b"one: False\n"
@@ -591,6 +608,40 @@ def test_a_handler_that_stops_its_server_goes_on_and_its_reply_leaves(handler, m
     assert server.stop() is True
     with pytest.raises(ConnectionRefusedError):
         client(server.address)
+
+
+class Ended(Echo):
+    def handle_message(self, message):
+        self.server.shutdown()
+        return message
+
+
+def _without_uvloop(model):
+    """Return the model, with a loop that keeps no descriptors for the process."""
+    return {"name": model, "loop": "asyncio"} if model == "asyncio" else model
+
+
+@pytest.mark.parametrize("model", ["serial", "threading", "pool", "event", "asyncio", "gevent"])
+def test_a_handler_that_shuts_its_server_down_is_no_error(model, client, available, caplog):
+    available(model)
+    server = srvkit.serve(Ended, TCP, concurrency=_without_uvloop(model))
+    with client(server.address) as sock, sock.makefile("rwb", buffering=0) as file:
+        file.write(b"one\n")
+        assert file.readline() == b"one\n"
+    server.stop()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("model", ["pool", "event", "asyncio"])
+def test_no_connection_stays_open_in_a_loop_that_has_ended(model, client, available):
+    available(model)
+    server = srvkit.serve(Ended, TCP, concurrency=_without_uvloop(model))
+    with client(server.address) as silent, client(server.address) as sock:
+        sock.sendall(b"one\n")
+        assert sock.recv(100) == b"one\n"
+        assert sock.recv(100) == b""
+        assert silent.recv(100) == b""
+    assert server.stop() is True
 
 
 @pytest.mark.parametrize("model", ["threading", "pool", "gevent"])
