@@ -90,7 +90,12 @@ class Package(NamedTuple):
 
 def in_one_line(error: BaseException, text: str | None = None) -> str:
     """Return the kind of an exception and what it says, or `text` in place of that."""
-    words = " ".join((str(error) if text is None else text).split())
+    if text is None:
+        try:
+            text = str(error)
+        except Exception:  # it is somebody's own, and not even that
+            text = "<exception str() failed>"
+    words = " ".join(text.split())
     return f"{type(error).__name__}{': ' if words else ''}{words}"
 
 

@@ -253,7 +253,8 @@ def _is_at(module: ModuleType, place: Path) -> bool:
 def _in_one_line(error: BaseException) -> str:
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     theirs = [(file, line) for file, line in frames if not file.startswith(_MACHINERY)]
-    text, place = str(error), ""
+    text: str | None = None
+    place = ""
     if theirs:
         file = theirs[0][0]  # the plugin's own; what it calls comes below
         place = f" ({file}:{[line for other, line in theirs if other == file][-1]})"
@@ -293,7 +294,8 @@ class _ProcessState:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.held_back)
         now = self.now()
         if self.cwd is not None and now.cwd != self.cwd:
-            os.chdir(self.cwd)
+            with suppress(OSError):  # it may have been removed as well
+                os.chdir(self.cwd)
             changed.append("the current folder")
         if now.import_path[: len(self.import_path)] != self.import_path:
             sys.path[:] = self.import_path

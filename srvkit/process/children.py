@@ -116,6 +116,7 @@ def _be_the_child(main: Callable[[], int]) -> NoReturn:
         status = main()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
+        status = status if 0 <= status <= 255 else 255  # or this would raise here, in a second supervisor
     except BaseException:
         log.exception("process %d broke", os.getpid())
     finally:

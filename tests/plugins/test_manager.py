@@ -229,6 +229,10 @@ class TestImporting:
             ("1 / 0", "ZeroDivisionError: division by zero"),
             ("def f(:", "SyntaxError: invalid syntax"),
             ("raise SystemExit(3)", "SystemExit: 3"),
+            (
+                "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})",
+                "Mute: <exception str() failed>",
+            ),
             ("raise BaseException('two\\nlines')", "BaseException: two lines"),
             ("assert False", "AssertionError"),
         ],

@@ -40,6 +40,15 @@ def family(eventually):
     eventually(lambda: family.reap() or not family)
 
 
+@pytest.mark.parametrize(("code", "status"), [(3, 3), (2**70, 255), (-1, 255), ("words", 1)])
+def test_a_child_that_exits_ends_whatever_it_says(code, status, family):
+    def main():
+        raise SystemExit(code)
+
+    family.begin(main)
+    assert family.heard() == [("one", status)]
+
+
 def test_a_child_ends_with_what_its_main_returns(family):
     pid = family.begin(lambda: 7)
     assert pid in family and len(family) == 1
