@@ -307,6 +307,15 @@ def _check_arguments(plugin: str, hook: str, function: Any) -> None:
             offered = f"only {', '.join(known)}" if known else "none"
             message = f"{hook} takes {argument.name!r}, the hook's arguments are {offered}"
             raise PluginError(plugin, message + _where(function))
+        if argument.name in known:  # which pluggy hands over by position, and only where it must
+            if argument.default is not argument.empty:
+                message = (
+                    f"{hook} gives {argument.name!r} a default, so it would never be given anything else"
+                )
+                raise PluginError(plugin, message + _where(function))
+            if argument.kind is argument.KEYWORD_ONLY:
+                message = f"{hook} takes {argument.name!r} behind a *, where it would not be handed over"
+                raise PluginError(plugin, message + _where(function))
 
 
 def _ask(hook: str, impl: HookImpl) -> dict[str, type[Any]]:

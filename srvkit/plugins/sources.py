@@ -161,7 +161,12 @@ def _is_plugin_file(file: Path) -> bool:
 
 
 def _file_source(name: str, file: Path, loader: _Loader, explicit: bool) -> Source:
-    load = _answering_for(name, lambda: loader.load(file))
+    def load_file() -> ModuleType:
+        if file.exists() and not file.is_file():  # a named pipe would be waited for
+            raise PluginError(name, f"{file} is no file")
+        return loader.load(file)
+
+    load = _answering_for(name, load_file)
     return Source(name, load, aliases=(file.name,), configured=True, explicit=explicit)
 
 

@@ -326,6 +326,26 @@ class TestHooks:
         what = "srvkit_configure takes 'configuration', the hook's arguments are only config"
         assert refused(make, "plugs") == f"plugin plugs/one.py: {what} ({file}:2)"
 
+    @pytest.mark.parametrize(
+        ("arguments", "what"),
+        [
+            ("config=None", "gives 'config' a default, so it would never be given anything else"),
+            ("*, config", "takes 'config' behind a *, where it would not be handed over"),
+        ],
+    )
+    def test_an_argument_that_would_not_be_handed_over_is_refused(self, arguments, what, write, make):
+        file = write("plugs/one.py", f"@hookimpl\ndef srvkit_configure({arguments}): ...\n")
+        assert refused(make, "plugs") == f"plugin plugs/one.py: srvkit_configure {what} ({file}:2)"
+
+    def test_a_default_for_something_of_ones_own_is_no_matter(self, write, make):
+        write("plugs/one.py", "@hookimpl\ndef srvkit_configure(config, seen=[]): ...\n")
+        assert make("plugs").implementers("srvkit_configure") is not None
+
+    def test_a_named_pipe_is_no_plugin_and_not_waited_for(self, write, make):
+        pipe = write("plugs/one.py", offering("first")).with_name("pipe.py")
+        os.mkfifo(pipe)
+        assert refused(make, "plugs") == f"plugin plugs/pipe.py: {pipe} is no file"
+
     def test_a_hook_without_its_mark_is_refused(self, write, make):
         file = write("plugs/one.py", "def srvkit_handlers():\n    return {}\n")
         expected = f"plugin plugs/one.py: srvkit_handlers is not marked with @hookimpl ({file}:2)"
