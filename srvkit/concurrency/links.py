@@ -165,13 +165,23 @@ class EventLink:
 
     def begin(self) -> None:
         """Build the handler, let it greet, and wait for what comes."""
-        self._handler = handler = self._server.RequestHandlerClass(None, self._client_address, self._server)
+        self._handler = handler = self._built()
         handler.request = self._request
         handler.link = self
         self._server.links[self] = None
         if self._limits is not None:
             self._put_off()
         self._start()
+
+    def _built(self) -> Any:
+        try:
+            return self._server.RequestHandlerClass(None, self._client_address, self._server)
+        except Exception:
+            raise
+        except BaseException as error:
+            if not self._server.contain_exit:
+                raise
+            raise EscapedError(f"the handler raised {type(error).__name__}") from error
 
     def _start(self) -> None:
         self._wait_for(self._readable, READ)

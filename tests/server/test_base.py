@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import logging
 import os
@@ -368,6 +369,30 @@ def test_whatever_a_handler_raises_ends_its_connection_alone(
     with srvkit.serve(Exits, "tcp://127.0.0.1:0", concurrency=model) as server:
         with client(server.address) as sock:
             sock.sendall(name.encode() + b"\n")
+            assert sock.recv(1) == b""
+        with client(server.address) as sock:
+            assert ask(sock) == b"hello\n"
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.exc_info[0].__name__ for record in errors if record.exc_info] == [name]
+
+
+@pytest.mark.parametrize("name", ["SystemExit", "KeyboardInterrupt", "ValueError"])
+@pytest.mark.parametrize("model", ["serial", "threading", "pool", "event", "asyncio"])
+def test_so_does_what_its_constructor_raises(name: str, model: str, client: Any, caplog: Any) -> None:
+    class Begins(srvkit.MessageHandler):
+        framing = srvkit.Lines()
+        to_raise: list[type[BaseException]] = [getattr(builtins, name)]
+
+        def __init__(self, *arguments: Any) -> None:
+            if self.to_raise:
+                raise self.to_raise.pop()
+            super().__init__(*arguments)
+
+        def handle_message(self, message: bytes) -> bytes:
+            return message
+
+    with srvkit.serve(Begins, "tcp://127.0.0.1:0", concurrency=model) as server:
+        with client(server.address) as sock:
             assert sock.recv(1) == b""
         with client(server.address) as sock:
             assert ask(sock) == b"hello\n"
