@@ -54,20 +54,27 @@ def run(
     """
     if any(_forks(plan) for plan in plans):
         refuse_threads()
-    hold_back(*STOP_SIGNALS)
+    signals = _stop_signals()
+    hold_back(*signals)
     listeners: list[Listener] = []
     try:
         bound = bind_all(plans)
         listeners = [listener for some in bound.values() for listener in some]
-        status = _start(plans, bound, plugins, drain_timeout, notifier or Notifier()).run()
+        status = _start(plans, bound, plugins, drain_timeout, notifier or Notifier(), signals).run()
     except OSError as error:
         raise StartError(f"cannot run: {error.strerror or error}") from error
     finally:
         for listener in listeners:
             listener.close()
-        let_through(*STOP_SIGNALS)
+        let_through(*signals)
     _announce_threads()
     return status
+
+
+def _stop_signals() -> tuple[int, ...]:
+    """Return what stops the process: TERM and its like, and HUP unless it was started to outlive that."""
+    hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else ()
+    return (*STOP_SIGNALS, *hangup)
 
 
 def _start(
@@ -76,6 +83,7 @@ def _start(
     plugins: Plugins,
     drain_timeout: float,
     notifier: Notifier,
+    signals: Sequence[int],
 ) -> RunningWorker:
     apart = [plan for plan in plans if _forks(plan)] if len(plans) > 1 else []
     processes: list[ServerProcess] = []
@@ -83,7 +91,7 @@ def _start(
         for plan in apart:
             processes.append(ServerProcess(plan, bound, plugins, drain_timeout))
         servers = [plan.build(bound[plan.name]) for plan in plans if plan not in apart]
-        worker = RunningWorker(servers, plugins, drain_timeout, notifier)
+        worker = RunningWorker(servers, plugins, drain_timeout, notifier, signals)
         for process in processes:
             worker.start(process)
     except BaseException:
@@ -267,9 +275,14 @@ class RunningWorker(Worker):
     """A worker that also looks after the processes of forking servers, and tells systemd of it all."""
 
     def __init__(
-        self, servers: Sequence[TCPServer], plugins: Plugins, drain_timeout: float, notifier: Notifier
+        self,
+        servers: Sequence[TCPServer],
+        plugins: Plugins,
+        drain_timeout: float,
+        notifier: Notifier,
+        signals: Sequence[int],
     ) -> None:
-        super().__init__(servers, plugins, drain_timeout)
+        super().__init__(servers, plugins, drain_timeout, signals)
         self._notifier = notifier
         self._unready = len(servers)
         self.on_ready = lambda: self._loop.call_soon(self._one_is_ready)

@@ -10,6 +10,7 @@ import pytest
 
 MODELS = ["serial", "threading", "pool", "forking"]
 BOTH_MODES = pytest.mark.parametrize("mode", [["--single"], []], ids=["single", "supervised"])
+SINGLE = pytest.mark.parametrize("mode", [["--single"]], ids=["single"])
 
 
 def server(model: str, name: str = "a", listen: str = "tcp://127.0.0.1:0") -> str:
@@ -25,6 +26,27 @@ def test_a_signal_ends_an_idle_server_cleanly(model, number, run):
     assert program.end(number) == 0
     assert f"{number.name}: stopping" in program.log
     assert "Traceback" not in program.log
+
+
+@SINGLE
+@pytest.mark.parametrize("model", ["threading", "forking"])
+def test_the_end_of_its_terminal_ends_a_server_without_a_supervisor(model, run, tmp_path):
+    program = run(server(model, listen="unix:a.sock"))
+    program.addresses("a")
+    assert program.end(signal.SIGHUP) == 0
+    assert "SIGHUP: stopping" in program.log
+    assert not (tmp_path / "a.sock").exists()
+
+
+@SINGLE
+def test_and_does_not_where_it_was_started_to_outlive_it(run, say):
+    settings = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    program = run(server("threading"), **settings)
+    (address,) = program.addresses("a")
+    program.process.send_signal(signal.SIGHUP)
+    say(address, b"hello").close()
+    assert program.end() == 0
+    assert "SIGHUP" not in program.log
 
 
 @BOTH_MODES
