@@ -27,6 +27,11 @@ hypothesis.settings.load_profile("srvkit")
 
 ROOT = Path(__file__).resolve().parent.parent
 collect_ignore = ["long"]  # what takes minutes runs where it is named: pytest -n 2 tests/long
+# What is ignored here, by nohup say, would be ignored by all programs that tests start.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
+
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
 
 

@@ -56,7 +56,7 @@ class LinkKeeper(Steps):
 
     lives_in_loop = True
     deadlines: Deadlines
-    links: dict[EventLink, None]
+    links: dict[EventLink, None] = {}  # noqa: RUF012 (each loop begins with one of its own)
 
     def loop_begins(self, loop: Any) -> None:
         """Begin without connections. May be extended."""

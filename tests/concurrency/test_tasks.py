@@ -959,7 +959,9 @@ def test_nothing_written_is_no_reply(serve: Any, client: Any) -> None:
         assert sock.recv(100) == b"answer"
 
 
-def test_datagrams_are_handled_beside_each_other_within_bounds(serve: Any, client: Any) -> None:
+def test_datagrams_are_handled_beside_each_other_within_bounds(
+    serve: Any, client: Any, eventually: Any
+) -> None:
     """A task each; beyond max_connections they wait in the kernel."""
     busy: list[bytes] = []
     release = threading.Semaphore(0)
@@ -980,6 +982,7 @@ def test_datagrams_are_handled_beside_each_other_within_bounds(serve: Any, clien
     ):
         for number in range(9):
             sock.send(b"%d" % number)
+        eventually(lambda: len(busy) == 3)
         answers = set()
         for _ in range(9):
             release.release()
