@@ -133,8 +133,10 @@ def _filled_in(hint: Any, given: Mapping[Any, Any]) -> Any:
 def without_none(wanted: Any) -> Any:
     """Return a union without None: TOML has no such value."""
     if is_union(wanted):
-        rest = [part for part in get_args(wanted) if part is not NoneType]
-        return rest[0] if len(rest) == 1 else Union[tuple(rest)]  # noqa: UP007 - made at run time
+        parts = get_args(wanted)
+        rest = [part for part in parts if part is not NoneType]
+        if len(rest) < len(parts):  # else the very same one: since Python 3.14 each is made anew
+            return rest[0] if len(rest) == 1 else Union[tuple(rest)]  # noqa: UP007 - made at run time
     return wanted
 
 

@@ -20,13 +20,13 @@ SURVIVED = {
     "os.umask": "import os; os.umask(0o777)",
     "sys.setswitchinterval": "import sys; sys.setswitchinterval(1000)",
     "threading.stack_size": "import threading; threading.stack_size(1 << 16)",
+    "asyncio": "import asyncio; asyncio.set_event_loop_policy(None)",  # before that: deprecated since 3.14
     "warnings.simplefilter": "import warnings; warnings.simplefilter('error')",
     "gc": "import gc; gc.disable(); gc.freeze()",
     "standard files": "import sys\nfor file in (sys.stdout, sys.stderr): file.close()\n"
     "sys.stdout = sys.stderr = sys.stdin = None",
     "os.environ": "import os; os.environ.clear()",
     "locale.setlocale": "import locale; locale.setlocale(locale.LC_ALL, 'C')",
-    "asyncio": "import asyncio; asyncio.set_event_loop_policy(None)",
     "faulthandler": "import faulthandler; faulthandler.disable()",
     "hooks": "import sys, threading\n"
     "threading.excepthook = sys.excepthook = sys.unraisablehook = lambda *_: 1 / 0",
