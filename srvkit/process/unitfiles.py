@@ -275,7 +275,8 @@ def _line(text: str) -> str:
 
 def _word(text: str) -> str:
     """Write one word of several, quoted where it must be."""
-    escaped = re.sub(r'(["\\])', r"\\\1", _plain(text))
+    # Not \": of a folder to bind, systemd 262 takes that for the end of the word.
+    escaped = _plain(text).replace("\\", r"\\").replace('"', r"\x22")
     return f'"{escaped}"' if re.search(r"""[\s"'\\;]""", text) else escaped
 
 

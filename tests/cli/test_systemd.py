@@ -85,7 +85,7 @@ def test_odd_characters_of_paths_and_settings_reach_the_command(
     service = units(config("unix:a.sock"), "--set", "server.echo.handler=e$cho", folder=folder)[
         "srvkit.service"
     ]
-    escaped = "a b%%c\\\"d'e\\\\f;$$g"
+    escaped = r"a b%%c\x22d'e\\f;$$g"
     (command,) = values(service, "ExecStart")
     assert command.endswith(f' run "{tmp_path}/{escaped}/srvkit.toml" --set=server.echo.handler=e$$cho')
     assert values(service, "WorkingDirectory") == [f"{tmp_path}/{ODD.replace('%', '%%')}"]
