@@ -119,6 +119,7 @@ def test_without_a_good_certificate_nobody_comes_in(
 ) -> None:
     sock = connected()
     address = sock.getsockname()
+    edge("tls").connects(cell, address)
     try:
         encrypted = secure(
             sock, certificate
@@ -300,6 +301,7 @@ def test_what_is_no_tls_never_reaches_a_handler(
 ) -> None:
     sock = connected()
     address = sock.getsockname()
+    edge("tls").connects(cell, address)
     sock.sendall(said)
     assert b"hello" not in ended(sock)
     edge("tls").said(cell, address, f"ended: bad-tls: {reason}")
@@ -315,6 +317,7 @@ def test_who_leaves_before_the_handshake_was_never_there(
     """What was sent in the clear behind it is not taken for what was sent encrypted, either."""
     sock = connected()
     address = sock.getsockname()
+    edge("tls").connects(cell, address)
     sock.sendall(hello[:50] if said == "half" else said)
     reset(sock) if how == "reset" else sock.close()
     edge("tls").said(cell, address, "ended: (bad-tls|reset)")
