@@ -657,6 +657,7 @@ def test_others_have_their_time_and_are_then_cut(model, client, available, event
     eventually(lambda: not server._thread.is_alive())
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_process_that_a_handler_has_forked_stops_nobody(client):
     class Forks(Echo):
         def handle_message(self, message):

@@ -9,6 +9,7 @@ import signal
 import sys
 import termios
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,9 @@ class Terminal:
 
     def __init__(self, folder: Path, *command: str) -> None:
         self.shown = ""
-        self.pid, self._fd = pty.fork()
+        with warnings.catch_warnings():  # of threads, pytest's own among them; the child executes at once
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
             os.environ |= {"PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(folder / "run")}
