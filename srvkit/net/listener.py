@@ -93,6 +93,7 @@ class Listener:
         self.settings = settings or SocketSettings()
         self.path = path
         self.file = file or (identity(path) if path else None)
+        self._name: Any = None
 
     def __repr__(self) -> str:
         return f"<Listener {self.address}>"
@@ -113,11 +114,17 @@ class Listener:
     def fileno(self) -> int:
         return self.socket.fileno()
 
+    def sockname(self) -> Any:
+        """Return what `getsockname` does; the system is asked once. Raises OSError."""
+        if self._name is None:
+            self._name = self.socket.getsockname()
+        return self._name
+
     def bound_to(self) -> Address | None:
         """Return where it is bound, with the port that the kernel has chosen; None unless of the internet."""
         if not self.is_internet:
             return None
-        bound = self.socket.getsockname()
+        bound = self.sockname()
         return Address("tcp" if self.is_stream else "udp", port=bound[1]).at(bound)
 
     @property

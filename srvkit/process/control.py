@@ -61,7 +61,13 @@ class ControlSocket:
         self._socket.setblocking(False)
         self._socket.set_inheritable(False)
         self._file = identity(path)
-        loop.watch(self._socket.fileno(), self._accept)
+        try:
+            loop.watch(self._socket.fileno(), self._accept)
+        except BaseException:
+            self._socket.close()
+            if fd is None:
+                remove_if(path, self._file)
+            raise
 
     def __repr__(self) -> str:
         return f"<ControlSocket {self.path}: {len(self._clients)} clients>"

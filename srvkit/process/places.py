@@ -221,7 +221,7 @@ class _PidInFile:
     def _take(cls, path: Path, mode: int) -> Self:
         """Open, lock and fill the file; raises BlockingIOError with the other's pid as its text, OSError."""
         for _ in range(100):
-            fd = os.open(path, _OPEN, mode)
+            fd, made = _open(path, mode)
             try:
                 _refuse_what_is_no_pid(fd, path)
                 try:
@@ -229,14 +229,13 @@ class _PidInFile:
                 except BlockingIOError:
                     raise BlockingIOError(os.pread(fd, 32, 0).decode("ascii", "replace").strip()) from None
                 if identity(fd) == identity(path):
-                    try:
-                        os.ftruncate(fd, 0)
-                        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-                    except BaseException:
-                        remove_if(path, identity(fd))  # locked, so that it is nobody else's
-                        raise
+                    made = True  # locked, so that it is nobody else's
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
                     return cls(path, fd)
-            except BaseException:
+            except BaseException as error:
+                if made and not isinstance(error, BlockingIOError):  # who was quicker has it for good
+                    remove_if(path, identity(fd))
                 close(fd)
                 raise
             close(fd)  # its owner removed it between our two calls
@@ -352,6 +351,14 @@ def _room_in(folder: Path) -> int:
 
 def _hash(config: Path) -> str:
     return hashlib.sha256(os.fsencode(config)).hexdigest()[:12]
+
+
+def _open(path: Path, mode: int) -> tuple[int, bool]:
+    """Open a file, or make it; return whether it was made."""
+    try:
+        return os.open(path, _OPEN | os.O_EXCL, mode), True
+    except FileExistsError:
+        return os.open(path, _OPEN, mode), False
 
 
 def _refuse_what_is_no_pid(fd: int, path: Path) -> None:

@@ -242,10 +242,14 @@ class Worker:
 
 def where(listener: Any) -> str:
     """Return where a listener can be reached, with the port that the kernel has chosen."""
-    bound = display(listener.socket.getsockname())
-    if listener.address.scheme in ("fd", "systemd"):
-        return f"{listener.address} ({bound})"
-    return f"{listener.address.scheme}://{bound}" if listener.is_internet else str(listener.address)
+    is_given = listener.address.scheme in ("fd", "systemd")
+    if not (is_given or listener.is_internet):
+        return str(listener.address)
+    try:
+        bound = display(listener.sockname())
+    except OSError:  # for want of memory, say: it serves all the same
+        return str(listener.address)
+    return f"{listener.address} ({bound})" if is_given else f"{listener.address.scheme}://{bound}"
 
 
 def _in_words(error: BaseException) -> str:

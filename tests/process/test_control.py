@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -464,3 +465,15 @@ def test_asking_something_that_is_no_srvkit(says, error, tmp_path):
             ask(tmp_path / "c.sock", {"do": "status"}, 0.05 if says is None else PATIENCE)
         assert refused.value.exit_status == 1
         thread.join(PATIENCE)
+
+
+def test_one_that_cannot_be_watched_leaves_no_file(tmp_path, monkeypatch):
+    with Readiness() as loop:
+
+        def fails(*_: object) -> None:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        monkeypatch.setattr(loop, "watch", fails)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            ControlSocket(tmp_path / "c.sock", loop, lambda *_: None)
+    assert list(tmp_path.iterdir()) == []

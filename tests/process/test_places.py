@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -402,3 +403,22 @@ def test_root_looks_into_the_folders_of_all_users_that_are_their_own(tmp_path, m
     assert set(control_paths("", config, {})) & set(found) == {found[0]}
     assert places.owner_of(found[0]) in ("nobody", str(NOBODY))
     assert places.owner_of(config) == ""
+
+
+@pytest.mark.parametrize("call", ["fcntl.flock", "os.pread", "os.ftruncate", "os.pwrite"])
+def test_what_cannot_be_locked_or_filled_leaves_no_file(call, tmp_path, monkeypatch):
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(call, fails)
+        assert Lock.take(tmp_path / "c") is None
+        with pytest.raises(PlaceError, match="cannot be written: No locks available"):
+            PidFile.write("pid", tmp_path / "srvkit.toml")
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+    (tmp_path / "pid").touch()  # somebody else's
+    with monkeypatch.context() as broken:
+        broken.setattr(call, fails)
+        with pytest.raises(PlaceError):
+            PidFile.write("pid", tmp_path / "srvkit.toml")
+    assert (tmp_path / "pid").exists() == (call in ("fcntl.flock", "os.pread"))
