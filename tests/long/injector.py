@@ -77,7 +77,7 @@ _CALLS: dict[str, tuple[str, ...]] = {
     "os.eventfd": _MAKE,
     "os.pidfd_open": ("EMFILE", "ENFILE", "ENOMEM", "ENOSYS", "EPERM"),
     "fcntl.fcntl": ("EMFILE",),  # F_DUPFD
-    "fcntl.flock": ("ENOLCK", "EWOULDBLOCK"),
+    "fcntl.flock": ("ENOLCK",),  # EWOULDBLOCK says that the file is another process's, which keeps it
     "select.epoll": _MAKE,
     "epoll.register": ("ENOMEM", "ENOSPC"),
     "epoll.modify": ("ENOMEM",),
