@@ -427,7 +427,14 @@ def _bind_file(
         )
     held = lost.claim if lost is not None else None
     claim = socketfile.make(sock, address, path, _permissions(address, settings), held)
-    return Listener(address, sock, settings, claim, path)
+    try:
+        return Listener(address, sock, settings, claim, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        if claim is not None and claim is not held:
+            claim.close()
+        raise
 
 
 def _permissions(address: Address, settings: SocketSettings) -> Permissions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -467,3 +468,20 @@ def test_ipv4_within_ipv6_is_ipv4() -> None:
     listener = bound("tcp://[::ffff:127.0.0.1]:0")
     assert listener.socket.getsockname()[0] == "127.0.0.1"
     listener.close()
+
+
+def test_a_listener_that_cannot_be_made_of_a_bound_socket_leaves_nothing(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
+
+    def fails(fd: int) -> Any:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as broken, pytest.raises(ListenError, match="Cannot allocate memory"):
+        broken.setattr("srvkit.net.listener.os.fstat", fails)
+        bind(parse(f"unix:{tmp_path}/s"))
+    assert not (tmp_path / "s").exists()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+    bind(parse(f"unix:{tmp_path}/s")).close()
