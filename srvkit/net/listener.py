@@ -276,7 +276,9 @@ def bind(
         if beside:
             share([sock, *beside])
         sock.bind(_sockaddr(numeric))
-        return Listener(address, sock, settings)
+        made = Listener(address, sock, settings)
+        made.sockname()  # now, when it can still be refused
+        return made
     except OSError as error:
         sock.close()
         raise ListenError(address, _explain(error)) from error
