@@ -73,7 +73,12 @@ class Asked(Hup):
     asks = True
 
     def act(self, rig: Rig) -> None:
-        with contextlib.suppress(ControlError):
+        try:
+            heard = "ok" in rig.ask(do="reload")
+        except ControlError:
+            heard = False
+        if not heard:  # whoever asked knows, and asks again
+            rig.disarm()
             rig.ask(do="reload")
         self.wait(rig)
 
