@@ -408,15 +408,16 @@ class Workers:
         """Have its interpreter write every stack, and end it."""
         log.error("%s: worker %d is ended: %s", self.name, worker.pid, why)
         worker.state = "hung"
+        worker.overdue = monotonic() + 2 * LAST_WORDS  # first: whatever fails below, it is killed by then
         if ASK_FOR_STACKS is None:
             self._abort_now(worker)
         else:
-            self._around.children.signal(worker.pid, ASK_FOR_STACKS)
             self._later(worker, LAST_WORDS, self._abort_now)
+            self._around.children.signal(worker.pid, ASK_FOR_STACKS)
 
     def _abort_now(self, worker: WorkerProcess) -> None:
-        self._around.children.signal(worker.pid, signal.SIGABRT)
         self._kill_after(worker, LAST_WORDS)
+        self._around.children.signal(worker.pid, signal.SIGABRT)
 
     def _kill_after(self, worker: WorkerProcess, seconds: float) -> None:
         worker.overdue = monotonic() + seconds

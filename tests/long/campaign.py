@@ -120,6 +120,7 @@ def record(scenario: Scenario, rigs: Rigs) -> list[tuple[str, int]]:
     rig.settle()
     time.sleep(QUIET)
     recorded = [one for one in rig.recorded() if scenario.asks or "process/control.py" not in one[0]]
+    recorded = [one for one in recorded if scenario.only in one[0]]
     scenario.later(rig)
     rig.settle()
     if scenario.beyond is not None:

@@ -23,6 +23,7 @@ class Scenario:
     settings: dict[str, Any] = {}  # of the rig
     beyond: type[Scenario] | None = None  # what it has in common with this one is left to that
     said = ""  # what was logged meanwhile, where `act` has read it
+    only = ""  # a module whose calls it is about; else all of them
     asks = False  # whether it is about what is asked over the control socket; else that is how we look at it
 
     def prepare(self, rig: Rig) -> None:
@@ -111,7 +112,7 @@ class Taken(Refused):
 class Watched(Hup):
     """A reload that comes by itself, because a file was edited."""
 
-    beyond = Hup
+    only = "process/watching.py"
     settings = {"reload": True}
 
     def act(self, rig: Rig) -> None:
