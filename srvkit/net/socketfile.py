@@ -127,7 +127,7 @@ def _directory_locked(address: Address, path: str) -> Iterator[int]:
         _lock(fd, address, folder)
         yield fd
     finally:
-        close(fd)
+        os.close(fd)  # and not `close`, for which there may be no memory
 
 
 def _lock(fd: int, address: Address, folder: str) -> None:
