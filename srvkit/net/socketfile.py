@@ -17,7 +17,6 @@ from typing import NamedTuple
 from srvkit.errors import ListenError
 from srvkit.net import unixpath
 from srvkit.net.address import Address
-from srvkit.net.closing import close
 
 try:
     import fcntl
