@@ -70,17 +70,19 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
         return CANNOT_START
 
     def ended(status: int) -> None:
-        if timer is not None:
-            timer.cancel()
-        lines: list[str] = []
-        with suppress(OSError):
-            lines = contents(output, MOST_OUTPUT).splitlines() if status else []
-        close(output)
-        for line in lines:
-            log.error("%s", line)
-        if status:
-            log.error("the check %s, so nothing is replaced", ending(status))
-        done(not status)
+        try:
+            if timer is not None:
+                timer.cancel()
+            lines: list[str] = []
+            with suppress(OSError):
+                lines = contents(output, MOST_OUTPUT).splitlines() if status else []
+            for line in lines:
+                log.error("%s", line)
+            if status:
+                log.error("the check %s, so nothing is replaced", ending(status))
+        finally:  # whatever there was no memory for: or no other check would ever begin
+            os.close(output)
+            done(not status)
 
     try:
         pid = around.children.fork(main, ended)

@@ -173,7 +173,9 @@ class Usr2(Scenario):
                 raise Unsound(f"the supervisor has ended: {rig.last_words()}")
             return bool(
                 re.search(
-                    "reloaded: this is|the reload has failed|nothing is replaced|USR2: MemoryError", self.said
+                    "reloaded: this is|the reload has failed|nothing is replaced"
+                    "|USR2: MemoryError|the end of process .*: MemoryError",
+                    self.said,
                 )
             )
 
