@@ -104,10 +104,12 @@ class Channel:
         self._socket.close()
 
     def close(self) -> None:
-        if self._loop is not None:
-            self._loop.unwatch(self.fileno())
-            self._loop = None
-        self._socket.close()
+        try:
+            if self._loop is not None:
+                self._loop.unwatch(self.fileno())
+                self._loop = None
+        finally:
+            self._socket.close()
         descriptors, self._descriptors = self._descriptors, []
         close(*descriptors)
         self._drop_outgoing()

@@ -94,9 +94,13 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Release what belongs to it here."""
-        self.channel.close()
-        self.board.close()
-        close(self.lifeline, self.stacks)
+        try:
+            self.channel.close()
+        finally:  # each, also where there is no memory to close another properly
+            try:
+                self.board.close()
+            finally:
+                close(self.lifeline, self.stacks)
 
     def written_stacks(self) -> str:
         """Return what its interpreter wrote when it was aborted or crashed."""
