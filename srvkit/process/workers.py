@@ -100,7 +100,9 @@ class WorkerProcess:
             try:
                 self.board.close()
             finally:
-                close(self.lifeline, self.stacks)
+                # Not by `close`: a call of it takes memory.
+                os.close(self.lifeline)
+                os.close(self.stacks)
 
     def written_stacks(self) -> str:
         """Return what its interpreter wrote when it was aborted or crashed."""
