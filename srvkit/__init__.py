@@ -29,7 +29,7 @@ The house, bottom up; a floor imports only from those below it:
     plugins                  what others may add
     config                   from TOML text to a server class
     process                  operating-system processes: start, watch, replace, stop
-    cli, pytest_plugin       the commands; fixtures for tests of handlers
+    cli, testing             the commands; fixtures for tests of handlers
 
 PYTEST_DONT_REWRITE: its asserts are not for tests, and a program may import it before pytest comes.
 """
@@ -46,31 +46,32 @@ from io import BufferedIOBase  # noqa: F401
 from time import monotonic as time  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
-# Private in the standard library, but programs use and replace them: see `contracts.open_names`.
-from srvkit.concurrency.crew import BusyThreads as _Threads  # noqa: F401
-from srvkit.concurrency.crew import NoThreads as _NoThreads  # noqa: F401
+from srvkit.concurrency.asyncio.model import TaskMixIn
 from srvkit.concurrency.events import EventMixIn
+
+# Private in the standard library, but programs use and replace them: see `contracts.open_names`.
+from srvkit.concurrency.executor import BusyThreads as _Threads  # noqa: F401
+from srvkit.concurrency.executor import NoThreads as _NoThreads  # noqa: F401
 from srvkit.concurrency.pool import ThreadPoolMixIn
-from srvkit.concurrency.tasks import TaskMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.errors import ConfigError, FrameError
 from srvkit.net.framing import Delimiter, FixedSize, Framing, LengthPrefix, Lines, Netstring, Raw
-from srvkit.server.asynchronous import AsyncHandler
+from srvkit.server.async_handler import AsyncHandler
 from srvkit.server.base import BaseServer
+from srvkit.server.blocking_handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from srvkit.server.blocking_handler import _SocketWriter as _SocketWriter
 from srvkit.server.datagram import UDPServer
-from srvkit.server.handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
-from srvkit.server.handler import _SocketWriter as _SocketWriter
-from srvkit.server.message import MessageHandler
-from srvkit.server.polling import STANDARD as _ServerSelector  # noqa: F401
+from srvkit.server.message_handler import MessageHandler
+from srvkit.server.stdlib_loop import STANDARD as _ServerSelector  # noqa: F401
 from srvkit.server.stream import TCPServer
 
 if TYPE_CHECKING:
-    from srvkit.concurrency.greenlets import GreenletMixIn
+    from srvkit.concurrency.gevent.model import GreenletMixIn
     from srvkit.plugins.hookspecs import hookimpl
     from srvkit.process.embed import serve
 
 _LATE = {
-    "GreenletMixIn": "srvkit.concurrency.greenlets",
+    "GreenletMixIn": "srvkit.concurrency.gevent.model",
     "hookimpl": "srvkit.plugins.hookspecs",
     "serve": "srvkit.process.embed",
 }

@@ -16,7 +16,7 @@ from types import FunctionType
 def _fork() -> int:
     """Fork as `os.fork`, and warn of nothing, whatever the filters of warnings say.
 
-    Returns the child's number, in the child 0. Raises OSError where no process can be had.
+    Returns the child's number, in the child 0. Raises OSError where the system cannot fork.
     """
     return os.fork()
 

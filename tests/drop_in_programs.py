@@ -295,7 +295,7 @@ def django_runserver() -> None:
         servers: list[Any] = []
         ready = threading.Event()
 
-        class Kept(basehttp.WSGIServer):
+        class CredentialStore(basehttp.WSGIServer):
             def set_app(self, app: Any) -> None:
                 super().set_app(app)
                 servers.append(self)  # noqa: B023
@@ -304,7 +304,7 @@ def django_runserver() -> None:
         loop = threading.Thread(
             target=basehttp.run,
             args=("127.0.0.1", 0, WSGIHandler()),
-            kwargs={"threading": threaded, "server_cls": Kept},
+            kwargs={"threading": threaded, "server_cls": CredentialStore},
         )
         loop.start()
         assert ready.wait(PATIENCE)

@@ -18,7 +18,7 @@ from srvkit import (
 def answer(handler: Any, line: bytes) -> bytes:
     """The line in capitals, and the mixin that it was handled under."""
     names = [base.__name__ for base in type(handler.server).__mro__ if base.__name__.endswith("MixIn")]
-    names = [name for name in names if "Accounts" not in name]  # those of every server that has a supervisor
+    names = [name for name in names if "Stats" not in name]  # those of every server that has a supervisor
     return line.strip().upper() + b" " + (names[0].encode() if names else b"alone")
 
 

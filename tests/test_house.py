@@ -25,10 +25,9 @@ FLOORS = {
     "plugins": 4,
     "config": 5,
     "process": 6,
-    "in_memory": 6,
     "cli": 7,
-    "pytest_plugin": 7,
-    "pytest_entry": 8,
+    "testing": 7,
+    "pytest_plugin": 8,
     "__main__": 8,
 }
 
@@ -42,7 +41,7 @@ DOORS = {
     "gevent": {"concurrency"},
     "uvloop": {"concurrency"},
     "socketserver": set(),
-    "pytest": {"pytest_plugin", "pytest_entry"},
+    "pytest": {"testing"},
     # forks resets what a child inherits; sources puts back what a plugin changed when it was imported.
     "signal": {"process", "cli", "concurrency/forks.py", "plugins/sources.py"},
 }

@@ -275,7 +275,7 @@ def test_one_too_soon_is_refused(srvkit_server):
 
 @pytest.mark.parametrize("why", REFUSALS)
 def test_a_test_that_is_over_does_not_wait_for_who_was_refused(why, srvkit_server, refusing, monkeypatch):
-    monkeypatch.setattr("srvkit.pytest_plugin.LAST_MOMENT", 3600.0)
+    monkeypatch.setattr("srvkit.testing.plugin.LAST_MOMENT", 3600.0)
     server = srvkit_server(Who, **refusing[why])
     server.connect().sendall(b"PROX")
     server.stop()
@@ -298,7 +298,7 @@ def test_a_temporary_folder_may_be_too_long_for_sockets(
     folder.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     if not short:
-        monkeypatch.setattr("srvkit.pytest_plugin.SHORT_FOLDERS", ())
+        monkeypatch.setattr("srvkit.testing.plugin.SHORT_FOLDERS", ())
     server = srvkit_server(Echo, model, transport)
     assert len(server.address) < 100
     assert server.exchange(b"hi\n") == b"hi\n"
@@ -397,7 +397,7 @@ def test_a_test_is_made_of_each_model_and_one_without_its_package_is_skipped(pyt
     pytester.makepyfile(
         PREAMBLE
         + """
-from srvkit.concurrency.greenlets import GreenletMixIn
+from srvkit.concurrency.gevent.model import GreenletMixIn
 from srvkit.contracts import Package
 GreenletMixIn.needs = classmethod(lambda cls, **_: [Package("no_such_package", "srvkit[gevent]")])
 

@@ -24,7 +24,7 @@ from srvkit.net.connection import OUTCOMES
 from srvkit.net.peer import Peer
 from srvkit.plugins.manager import HOOKS, make_manager
 from srvkit.process.signals import HANDLED
-from srvkit.server.handler import AsyncHandler, BaseRequestHandler, MessageHandler, kind_of
+from srvkit.server.blocking_handler import AsyncHandler, BaseRequestHandler, MessageHandler, kind_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -121,7 +121,7 @@ def test_the_tables_name_every_model_framing_and_handler() -> None:
         assert f"`{name}`" in section("Plugins")
     for row in table("Concurrency", "`concurrency`"):
         for option, default in re.findall(r"`(\w+) = ([^`]+)`", row[0]):
-            model = plugins.models[row[0].split("`")[1]].thing
+            model = plugins.models[row[0].split("`")[1]].cls
             assert str(getattr(model.Options, option)) == default.strip('"')
 
 
@@ -130,7 +130,7 @@ def test_what_each_model_runs_is_what_it_says_of_itself() -> None:
     kinds = [kind_of(handler) for handler in (MessageHandler, BaseRequestHandler, AsyncHandler)]
     for kind, row in zip(kinds, table("Concurrency", "runs"), strict=True):
         for name, cell in zip(heads, row[1:], strict=True):
-            assert (cell == "yes") == (kind in make_manager().models[name].thing.handler_kinds), (kind, name)
+            assert (cell == "yes") == (kind in make_manager().models[name].cls.handler_kinds), (kind, name)
 
 
 def test_the_classes_of_the_tables_are_public() -> None:

@@ -19,7 +19,7 @@ class Rooms:
         with self._lock:
             self._rooms.setdefault(room, []).append(member)
 
-    def leave(self, room, member):
+    def close_in_child(self, room, member):
         with self._lock:
             self._rooms[room].remove(member)
             if not self._rooms[room]:
@@ -55,7 +55,7 @@ class Chat(MessageHandler):
                 self.tell_room(f"* {self.name} is now {argument}")
                 self.name = argument
             case "/join" if argument:
-                self.leave()
+                self.close_in_child()
                 self.enter(argument)
             case "/who":
                 names = ", ".join(member.name for member in self.rooms.members(self.room))
@@ -68,15 +68,15 @@ class Chat(MessageHandler):
                 self.tell_room(f"{self.name}: {text}")
 
     def disconnected(self, reason):
-        self.leave()
+        self.close_in_child()
 
     def enter(self, room):
         self.room = room
         self.rooms.enter(room, self)
         self.tell_room(f"* {self.name} has come to {room}")
 
-    def leave(self):
-        self.rooms.leave(self.room, self)
+    def close_in_child(self):
+        self.rooms.close_in_child(self.room, self)
         self.tell_room(f"* {self.name} has left {self.room}")
 
     def tell_room(self, text):

@@ -66,7 +66,7 @@ def status(args: argparse.Namespace) -> int:
 
 def reload(args: argparse.Namespace) -> int:
     """Have the configuration read anew; raises ControlError with every reason why it was not."""
-    from srvkit.process.asking import ControlError
+    from srvkit.process.control_client import ControlError
 
     answer = _good(_ask(args, {"do": "reload"}, timeout=args.timeout))
     if not answer.get("ok"):
@@ -127,8 +127,8 @@ def _ask(
     """Ask whoever runs the configuration; the file may be broken by now, or gone."""
     from srvkit.config import loader
     from srvkit.errors import ConfigError
-    from srvkit.process.asking import NotRunning, ask
-    from srvkit.process.places import are_others, control_paths, owner_of
+    from srvkit.process.control_client import NotRunning, ask
+    from srvkit.process.runtime_paths import are_others, control_paths, owner_of
 
     control, doubt = "", ""
     try:
@@ -156,7 +156,7 @@ def _ask(
 
 def _good(answer: dict[str, Any]) -> dict[str, Any]:
     if "error" in answer:
-        from srvkit.process.asking import ControlError
+        from srvkit.process.control_client import ControlError
 
         raise ControlError(str(answer["error"]))
     return answer

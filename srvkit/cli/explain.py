@@ -205,7 +205,7 @@ def _offer(kind: str, offer: Offer, width: int | None) -> Iterator[str]:
     given = (text.replace(" (required)", ' = "…"') for text in options.values())
     inner = "".join(f", {text}" for text in given if " = " in text)  # else it has no default to show
     yield heading(f"{kind} {offer.name}")
-    yield from wrapped(title_of(offer.thing), width, "  ")
+    yield from wrapped(title_of(offer.cls), width, "  ")
     yield ""
     rows = [("from", offer.plugin), ("options", explained[0] if explained else "none")]
     rows += [("", option) for option in explained[1:]]
@@ -216,7 +216,7 @@ def _offer(kind: str, offer: Offer, width: int | None) -> Iterator[str]:
 
 def _declared(kind: str, offer: Offer) -> Any:
     """Return the class whose constructor's parameters are the options."""
-    return offer.thing if kind == "framing" else getattr(offer.thing, "Options", None)
+    return offer.cls if kind == "framing" else getattr(offer.cls, "Options", None)
 
 
 def _docs(declared: Any) -> dict[str, str]:

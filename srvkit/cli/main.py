@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from srvkit.cli import check, completion, control, explain, guests, new, plugins, run, schema, systemd
 from srvkit.errors import SrvkitError
-from srvkit.process import origin
+from srvkit.process import command_line as origin
 
 STATUSES = """\
 exit statuses: 0 clean; 1 connections were cut or a server broke; 2 the command or the configuration is

@@ -76,11 +76,11 @@ def _tables(plugins: Plugins) -> Iterator[str]:
 
 
 def _handlers(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
-    from srvkit.server.handler import kind_of
+    from srvkit.server.blocking_handler import kind_of
 
     for offer in offers:
-        yield offer.name, kind_of(offer.thing), offer.plugin, title_of(offer.thing)
-        if options := _listed(getattr(offer.thing, "Options", None)):
+        yield offer.name, kind_of(offer.cls), offer.plugin, title_of(offer.cls)
+        if options := _listed(getattr(offer.cls, "Options", None)):
             yield "", "", "", options
 
 
@@ -88,18 +88,18 @@ def _models(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     from srvkit.contracts import missing_packages
 
     for offer in offers:
-        kinds = getattr(offer.thing, "handler_kinds", None)
-        yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, title_of(offer.thing)
-        if options := _listed(getattr(offer.thing, "Options", None)):
+        kinds = getattr(offer.cls, "handler_kinds", None)
+        yield offer.name, ", ".join(sorted(kinds or ())), offer.plugin, title_of(offer.cls)
+        if options := _listed(getattr(offer.cls, "Options", None)):
             yield "", "", "", options
-        for package in missing_packages(offer.thing):
+        for package in missing_packages(offer.cls):
             yield "", "", "", f"{package.name} is not installed: pip install {package.install!r}"
 
 
 def _framings(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
     for offer in offers:
-        yield offer.name, offer.plugin, title_of(offer.thing)
-        if options := _listed(offer.thing):
+        yield offer.name, offer.plugin, title_of(offer.cls)
+        if options := _listed(offer.cls):
             yield "", "", options
 
 
@@ -131,7 +131,7 @@ def _listed(declared: Any) -> str:
 
 def _option(option: inspect.Parameter) -> str:
     from srvkit.config import toml
-    from srvkit.config.readers import as_written
+    from srvkit.config.value_types import as_written
 
     if option.default is option.empty:
         return f"{option.name} (required)"

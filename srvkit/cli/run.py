@@ -76,7 +76,7 @@ def _add_single(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Serve a configuration; raises what keeps it from starting."""
     from srvkit.config import loader
-    from srvkit.config.naming import absolute
+    from srvkit.config.paths import absolute
 
     path = absolute(args.config)  # once: where its folder goes, or a link turns, the name stays
     overrides = [word for setting in args.set for word in ("--set", setting)]
@@ -90,7 +90,7 @@ def command(args: argparse.Namespace) -> int:
 def serve(args: argparse.Namespace) -> int:
     """Serve one handler; raises what keeps it from starting."""
     from srvkit.config import loader
-    from srvkit.config.naming import current_folder
+    from srvkit.config.paths import current_folder
 
     table = {
         "srvkit": {"plugins": args.plugins},
@@ -123,8 +123,8 @@ def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:
 def _run_single(config: Config, problems: Problems) -> int:
     from srvkit.config.assemble import assemble
     from srvkit.process import privileges, systemd
-    from srvkit.process.logs import open_log, set_up
-    from srvkit.process.run import run
+    from srvkit.process.log_setup import open_log, set_up
+    from srvkit.process.single import run
 
     notifier = systemd.begin()  # before a plugin starts a program that would inherit what it takes
     user, group = config.srvkit.user, config.srvkit.group

@@ -42,6 +42,6 @@ def command(args: argparse.Namespace) -> int:
 
     plugins = load(args.config)
     offers = (plugins.handlers, plugins.models, plugins.framings)
-    made = schema(*({name: offer.thing for name, offer in some.items()} for some in offers))
+    made = schema(*({name: offer.cls for name, offer in some.items()} for some in offers))
     print(json.dumps(made, indent=2, ensure_ascii=False))
     return 0

@@ -45,7 +45,7 @@ def command(args: argparse.Namespace) -> int:
     """Write the units; raises ConfigError where the configuration is wrong or does not fit into a unit."""
     from srvkit.config import loader
     from srvkit.errors import ConfigError
-    from srvkit.process.unitfiles import service_unit, socket_unit
+    from srvkit.process.unit_files import service_unit, socket_unit
 
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", args.name):
         raise ConfigError(f"--name {args.name}: letters, digits, '_', '-' and '.' are expected")
@@ -75,7 +75,7 @@ def command(args: argparse.Namespace) -> int:
 
 def _addresses(config: Config, problems: Problems) -> Addresses:
     from srvkit.net.address import parse
-    from srvkit.process.unitfiles import folder_of
+    from srvkit.process.unit_files import folder_of
 
     found: Addresses = {name: [] for name in config.server}
     for name, settings in config.server.items():
@@ -89,7 +89,7 @@ def _addresses(config: Config, problems: Problems) -> Addresses:
 
 def _pass_on(bound: Addresses) -> Addresses:
     """Take out the addresses that systemd can open, and return them."""
-    from srvkit.process.unitfiles import can_pass
+    from srvkit.process.unit_files import can_pass
 
     passed = {}
     for server, some in bound.items():
@@ -101,7 +101,7 @@ def _pass_on(bound: Addresses) -> Addresses:
 
 def _notes(config: Config, bound: Addresses, passed: Addresses) -> Iterator[str]:
     from srvkit.config import toml
-    from srvkit.process.unitfiles import folder_of
+    from srvkit.process.unit_files import folder_of
 
     for server in passed:
         listen = [f"systemd:{server}", *map(str, bound[server])]

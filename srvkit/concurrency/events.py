@@ -1,6 +1,6 @@
 """One thread for all connections: message handlers, driven by readiness.
 
-The mixin puts each accepted connection into the serving loop, as an `EventLink`; handlers run in the
+The mixin puts each accepted connection into the serving loop, as an `MessageConnection`; handlers run in the
 loop's thread and must not block.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from srvkit.concurrency.links import EventLink, LinkKeeper
+from srvkit.concurrency.message_connection import ConnectionKeeper, MessageConnection
 from srvkit.contracts import passes_datagrams
 
 
-class EventMixIn(LinkKeeper):
+class EventMixIn(ConnectionKeeper):
     """Handle every connection in the loop's own thread; stands in front of a server class.
 
     For message handlers only. A handler that blocks, blocks all: this is for work that is quick. Datagrams
@@ -36,4 +36,4 @@ class EventMixIn(LinkKeeper):
         if loop is None or isinstance(request, tuple):
             super().finish_request(request, client_address)
         else:
-            EventLink(self, loop, request, client_address).begin()
+            MessageConnection(self, loop, request, client_address).begin()

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from srvkit.concurrency.handshakes import LateHandshakes
+from srvkit.concurrency.ssl_listener import SslListener
 from srvkit.contracts import ChildSignals, event_driven, setting
 from srvkit.fork import fork
-from srvkit.net.left import LeftSocket
-from srvkit.net.untaken import end_reading
+from srvkit.net.parent_socket import ParentSocket
+from srvkit.net.send_queue import end_reading
 
 FULL = "max_children"
 # To a child. Does nothing by default: one that comes too early is followed by a SIGTERM soon after.
@@ -26,7 +26,7 @@ DRAIN_WITH_PATIENCE = signal.SIGURG if hasattr(signal, "SIGURG") else 0
 NO_PIDFD_INTERVAL = 0.5  # seconds between looks at the children where the kernel cannot announce their end
 
 
-class ForkingMixIn(LateHandshakes):
+class ForkingMixIn(SslListener):
     """Handle each request in a child process; stands in front of a server class.
 
     Class attributes: `max_children` (40), `timeout` (300 seconds, of `handle_request`), `block_on_close`
@@ -62,7 +62,7 @@ class ForkingMixIn(LateHandshakes):
         super().server_activate()  # type: ignore[misc]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Fork a child that handles the request. Raises OSError when no process can be had."""
+        """Fork a child that handles the request. Raises OSError when the system cannot fork."""
         if self.active_children is None or self._requests_of_children is None:
             self.active_children, self._requests_of_children, self._pidfds = set(), {}, {}
         if getattr(self, "_srvkit_loop", None) is None:
@@ -90,24 +90,24 @@ class ForkingMixIn(LateHandshakes):
         self._watch_child(pid)
         self.close_request(request)
 
-    def begin_drain(self, patience: float = 0.0) -> None:
-        """Drain, and let the children know: each ends after the message at hand."""
-        super().begin_drain(patience)
+    def drain(self, patience: float = 0.0) -> None:
+        """Drain, and let the children know: each ends after its current message."""
+        super().drain(patience)
         self._signal_children(DRAIN_WITH_PATIENCE if patience else signal.SIGTERM)
 
-    def cut_off(self) -> int:
+    def abort_all(self) -> int:
         """Kill the children that are left; return how many."""
-        super().cut_off()
+        super().abort_all()
         return self._signal_children(signal.SIGKILL)
 
-    def cut_request(self, request: Any) -> bool:
+    def abort_request(self, request: Any) -> bool:
         """Kill the child that handles this request, or end one that has none yet; False where that fails."""
         for pid, one in list((self._requests_of_children or {}).items()):
             if one is request:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still the child's
                 return True
-        return super().cut_request(request)
+        return super().abort_request(request)
 
     def _signal_children(self, number: int) -> int:
         children = list(self.active_children or ())
@@ -260,11 +260,11 @@ class ForkingMixIn(LateHandshakes):
                 os.close(pidfd)
         self._pidfds = {}
         self.active_children = set()
-        leave = getattr(self, "leave_to_parent", None)
-        if leave is not None:
-            leave(request)
+        close_in_child = getattr(self, "close_in_child", None)
+        if close_in_child is not None:
+            close_in_child(request)
         elif getattr(self, "socket_type", None) == socket.SOCK_STREAM:
-            self.socket: Any = LeftSocket(self.socket)
+            self.socket: Any = ParentSocket(self.socket)
 
     def _drain_handlers(self, request: Any) -> dict[int, Callable[[int, Any], object]]:
         def drain(number: int, _: Any) -> None:

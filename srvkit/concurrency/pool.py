@@ -14,18 +14,25 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from srvkit.concurrency.crew import Crew
-from srvkit.concurrency.links import ASKED, MOST_UNSENT, SHAKING_HANDS, Encode, EventLink, LinkKeeper
+from srvkit.concurrency.executor import ThreadExecutor
+from srvkit.concurrency.message_connection import (
+    ASKED,
+    MOST_UNSENT,
+    SHAKING_HANDS,
+    ConnectionKeeper,
+    Encode,
+    MessageConnection,
+)
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
 from srvkit.net.connection import OVERFLOW
-from srvkit.net.readiness import READ, WRITE
+from srvkit.net.event_loop import READ, WRITE
 
 FULL = "the pool"
 BUSY_AGAIN = 1.0  # seconds until the limits of a connection at work are looked at again
 
 
-class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
+class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
     """Handle requests in at most `threads` threads; stands in front of a server class.
 
     Connections of message handlers wait in the loop, as many as `limits` allow, and get a thread for each
@@ -72,7 +79,7 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
         """Let a handler handle the request: here and now, or in the loop whenever something arrives."""
         if self._waits_in_loop(request):
             loop: Any = getattr(self, "_srvkit_loop", None)
-            PooledLink(self, loop, request, client_address).begin()
+            PooledConnection(self, loop, request, client_address).begin()
         else:
             super().finish_request(request, client_address)
 
@@ -99,12 +106,12 @@ class ThreadPoolMixIn(LinkKeeper, ThreadingMixIn):
         taken: dict[int, Any] = vars(self).setdefault("_requests_in_pool", {})
         return taken
 
-    def _new_crew(self) -> Crew:
+    def _new_crew(self) -> ThreadExecutor:
         self._most_threads = self.threads
         return super()._new_crew()
 
 
-class PooledLink(EventLink):
+class PooledConnection(MessageConnection):
     """A connection that waits in the loop and does its work in a thread, in one at a time.
 
     It is either *armed*, known to the loop for one event, or *busy*, in the hands of one thread. The loop
@@ -158,11 +165,11 @@ class PooledLink(EventLink):
             self._busy = True
         super().leave_behind()
 
-    def look(self) -> None:
+    def check_deadline(self) -> None:
         if self._busy:  # the limits are about what a peer does; how long a handler takes is its own affair
-            self._server.deadlines.put(self, monotonic() + BUSY_AGAIN)
+            self._server.timers.schedule(self, monotonic() + BUSY_AGAIN)
         else:
-            super().look()
+            super().check_deadline()
 
     def _start(self) -> None:
         self._dispatch(self._greet)
@@ -183,7 +190,7 @@ class PooledLink(EventLink):
         """Have a thread work for a link that is busy; in the loop's thread."""
         try:
             self._server.run_in_thread(self._work_off, step)
-        except RuntimeError:  # there is none to be had
+        except RuntimeError:  # the system has no more threads
             self._loop.call_later(BUSY_AGAIN, partial(self._begin_thread, step))
 
     def _work_off(self, step: Callable[[], object]) -> None:
@@ -227,7 +234,7 @@ class PooledLink(EventLink):
                 self._send_for_thread(*one)
             if closing:
                 self.closing = True
-            self._attempt(self._settle)
+            self._attempt(self._update_interest)
             if self._tls == SHAKING_HANDS:
                 return
             if self._server.draining and self._is_idle() and not self._is_expected():
@@ -260,9 +267,9 @@ class PooledLink(EventLink):
     def _secured(self, outcome: str, error: Exception | None) -> None:
         self._begin_thread(partial(self._go_on_encrypted, outcome, error))
 
-    def _settle(self) -> None:
+    def _update_interest(self) -> None:
         self._reading = True  # it is not armed while a thread has it
-        super()._settle()
+        super()._update_interest()
 
     def _wait_for(self, step: Callable[[], object], events: int) -> None:
         """Nothing: it is armed when the thread lets go of it."""
@@ -279,8 +286,8 @@ class PooledLink(EventLink):
     def _read_the_rest_later(self) -> None:
         """Nothing: the thread does."""
 
-    def _put_off(self) -> None:
-        self._loop.call_soon(super()._put_off)
+    def _reschedule(self) -> None:
+        self._loop.call_soon(super()._reschedule)
 
     def _nothing(self) -> None:
-        """Take no step of one's own, but see to what came from outside."""
+        """Take no step; only flush queued sends."""

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
-from srvkit.concurrency.crew import BusyThreads, Crew, NoThreads
-from srvkit.concurrency.handshakes import LateHandshakes
+from srvkit.concurrency.executor import BusyThreads, NoThreads, ThreadExecutor
+from srvkit.concurrency.ssl_listener import SslListener
 from srvkit.contracts import open_names
 
 Thread = threading.Thread  # what it is without a program's tests, which may put a mock in its place
 THREAD_NAME = " (process_request_thread)"  # as the standard library's are called after their number
 
 
-class ThreadingMixIn(LateHandshakes):
+class ThreadingMixIn(SslListener):
     """Handle each request in a thread; stands in front of a server class.
 
     Class attributes: `daemon_threads` (False; True: the program may end while requests are handled) and
@@ -35,7 +35,7 @@ class ThreadingMixIn(LateHandshakes):
     daemon_threads = False
     block_on_close = True
     _threads: BusyThreads = NoThreads()
-    _crew: Crew | None = None
+    _crew: ThreadExecutor | None = None
     _most_threads: int | None = None
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -89,7 +89,7 @@ class ThreadingMixIn(LateHandshakes):
         return super().runs_here() or (self._crew is not None and self._crew.has_this_thread())
 
     def run_step(self, step: Callable[[], object]) -> None:
-        """Take the step in a thread, or here where none can be had."""
+        """Take the step in a thread, or here where none can be started."""
         try:
             self.run_in_thread(step)
         except RuntimeError:
@@ -125,12 +125,12 @@ class ThreadingMixIn(LateHandshakes):
         if self._crew is not None and self.block_on_close and not self.daemon_threads:
             self._crew.join()  # threads that are done with their last request
 
-    def _new_crew(self) -> Crew:
+    def _new_crew(self) -> ThreadExecutor:
         if self._crew is not None:
             self._crew.retire()
         if self.block_on_close:
             vars(self).setdefault("_threads", BusyThreads())
-        self._crew = Crew(self.daemon_threads, self._threads, self._most_threads, THREAD_NAME)
+        self._crew = ThreadExecutor(self.daemon_threads, self._threads, self._most_threads, THREAD_NAME)
         loop = getattr(
             self, "_srvkit_loop", None
         )  # where there is none of srvkit's, threads see to themselves
@@ -141,7 +141,7 @@ class ThreadingMixIn(LateHandshakes):
         return self._crew
 
 
-def _sweeper(crew: Crew, loop: Any) -> Callable[[], object]:
+def _sweeper(crew: ThreadExecutor, loop: Any) -> Callable[[], object]:
     """Return what begins a row of sweeps in the loop's thread; it ends when nobody is idle any more."""
     one_is_to_come = False
 

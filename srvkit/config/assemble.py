@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from srvkit.concurrency import monkey
+from srvkit.concurrency import monkey_patching as monkey
 from srvkit.config.certificates import load_certificates, notes_on, terms_of
 from srvkit.config.compose import Plan, compose
 from srvkit.config.model import Config, Problems
 from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
-from srvkit.net.tls import ServerTls
+from srvkit.net.tls_context import ServerTls
 from srvkit.plugins.manager import Plugins, make_manager
 from srvkit.plugins.sources import lead_import_path
 
@@ -30,7 +30,7 @@ class Assembled:
         return [*self.plugins.remarks(), *monkey.notes(), *notes_on(terms_of(self.certificates))]
 
     def try_models(self, problems: Problems) -> None:
-        """Make the loop of each model once. Raises ConfigError, of status 3, where one cannot be had."""
+        """Make the loop of each model once. Raises ConfigError, of status 3, where one cannot be made."""
         for plan in self.plans:
             try_loop = getattr(plan.server_class, "try_loop", None)
             if try_loop is None:

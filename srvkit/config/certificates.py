@@ -15,7 +15,7 @@ from srvkit.config.model import Config, Problems
 from srvkit.config.toml import Key
 from srvkit.net import credentials
 from srvkit.net.credentials import Files
-from srvkit.net.tls import ServerTls, Term
+from srvkit.net.tls_context import ServerTls, Term
 
 
 def read_files(config: Config, problems: Problems) -> dict[str, Files]:

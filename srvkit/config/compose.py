@@ -18,18 +18,18 @@ from typing import Any
 
 from srvkit.concurrency.serial import SerialMixIn
 from srvkit.config.edge import Edge
+from srvkit.config.handler_shape import doubt_about, flaw_of
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
-from srvkit.config.shape import doubt_about, flaw_of
 from srvkit.contracts import missing_packages, needed_packages
 from srvkit.errors import ConfigError, PluginError, Problem
 from srvkit.net.address import Address, overlap, parse
 from srvkit.net.listener import Listener, SocketSettings, bind_each
-from srvkit.net.tls import ServerTls
+from srvkit.net.tls_context import ServerTls
+from srvkit.plugins.hook_mixins import hook_mixins
 from srvkit.plugins.manager import Offer, Plugins
-from srvkit.plugins.observing import hook_mixins
 from srvkit.server.base import BaseServer
+from srvkit.server.blocking_handler import DatagramRequestHandler, StreamRequestHandler, kind_of
 from srvkit.server.datagram import UDPServer, UnixDatagramServer
-from srvkit.server.handler import DatagramRequestHandler, StreamRequestHandler, kind_of
 from srvkit.server.stream import TCPServer, UnixStreamServer
 
 BASES: dict[str, type[TCPServer]] = {
@@ -179,7 +179,7 @@ class _Composer:
         name = self.settings.handler.name
         if ":" not in name:
             offer = self._offer(self.settings.handler, self.plugins.handlers, "handler", "handler")
-            handler = offer.thing if offer else None
+            handler = offer.cls if offer else None
         else:
             try:
                 handler = self.plugins.import_handler(name)
@@ -233,12 +233,12 @@ class _Composer:
 
     def _check_model(self, handler: type[Any], model: Offer) -> None:
         kind = kind_of(handler)
-        if kind in model.thing.handler_kinds:
+        if kind in model.cls.handler_kinds:
             return
         able = [
             offer.name
             for offer in self.plugins.models.values()
-            if kind in offer.thing.handler_kinds and not missing_packages(offer.thing)
+            if kind in offer.cls.handler_kinds and not missing_packages(offer.cls)
         ]
         able_text = f"it runs under {', '.join(able)}" if able else "no model that is installed can"
         self.problems.add(
@@ -247,20 +247,20 @@ class _Composer:
         )
 
     def _check_packages(self, model: Offer, options: Mapping[str, Any]) -> None:
-        missing = missing_packages(model.thing, **options)
-        for package in needed_packages(model.thing, **options):
+        missing = missing_packages(model.cls, **options)
+        for package in needed_packages(model.cls, **options):
             key = (*self.key, "concurrency", *([package.option] if package.option else []))
             needs = f"{options.get(package.option, model.name)!r} needs the package {package.name}"
             if package in missing:
                 self.problems.add(key, f"{needs}: pip install {package.install!r}")
             elif reason := package.why_broken():
                 self.problems.add(key, f"{needs}, which cannot be imported: {reason}", status=3)
-        notes = getattr(model.thing, "notes", None)
+        notes = getattr(model.cls, "notes", None)
         if notes is not None:
             self.plugins.notes += [f"server.{self.name}: {note}" for note in notes(**options)]
 
     def _model_options(self, model: Offer) -> dict[str, Any]:
-        declared = getattr(model.thing, "Options", _NoOptions)
+        declared = getattr(model.cls, "Options", _NoOptions)
         options = convert_options(
             declared, self.settings.concurrency.options, (*self.key, "concurrency"), self.problems
         )
@@ -306,7 +306,7 @@ class _Composer:
             if offer is None:
                 return None
             framing = convert_options(
-                offer.thing, self.settings.framing.options, (*self.key, "framing"), self.problems
+                offer.cls, self.settings.framing.options, (*self.key, "framing"), self.problems
             )
             if framing is None:
                 return None
@@ -351,7 +351,7 @@ class _Composer:
         edge: Edge,
     ) -> type[TCPServer]:
         base = BASES.get(address.scheme) or (TCPServer if address.kind == "stream" else UDPServer)
-        mixins = [] if model.thing is SerialMixIn else [model.thing]
+        mixins = [] if model.cls is SerialMixIn else [model.cls]
         attributes: dict[str, Any] = {
             "__module__": __name__,
             "name": self.name,
@@ -375,7 +375,7 @@ class _Composer:
             if address.scheme != "udp":  # which knows no longer ones
                 framing = getattr(handler, "framing", None) if kind_of(handler) == "message" else None
                 attributes["max_message"] = framing.limit if framing else self.settings.limits.max_message
-        attributes |= getattr(model.thing, "managed", {})
+        attributes |= getattr(model.cls, "managed", {})
         attributes |= edge.attributes
         bases = (*edge.before, *hook_mixins(self.plugins), *edge.behind, *mixins, base)
         return type(_class_name(self.name, base), bases, attributes)

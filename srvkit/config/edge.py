@@ -14,9 +14,9 @@ from srvkit.config.toml import Key
 from srvkit.net.access import Rules, parse_rule
 from srvkit.net.address import Address
 from srvkit.net.connection import Connection, TimedConnection
-from srvkit.net.tls import ServerTls
-from srvkit.server.guard import GuardMixIn
-from srvkit.server.threshold import ThresholdMixIn
+from srvkit.net.tls_context import ServerTls
+from srvkit.server.admission import AdmissionMixIn
+from srvkit.server.limits import LimitsMixIn
 
 
 class Edge:
@@ -39,10 +39,10 @@ class Edge:
         self.before: list[type[Any]] = []
         self.behind: list[type[Any]] = []
         if tls is not None or proxy is not None:
-            self.before.append(ThresholdMixIn)
+            self.before.append(AdmissionMixIn)
             self.attributes |= {"tls": tls, "proxy": proxy, "trusted": self._trusted}
         if self._access or limits.max_per_client or limits.connect_rate:
-            self.behind.append(GuardMixIn)
+            self.behind.append(LimitsMixIn)
             self.attributes["access"] = self._access
 
     def check(self, addresses: Sequence[Address]) -> None:
@@ -68,7 +68,7 @@ class Edge:
         """Return what connections are to be; with `keeps_limits` they keep the timeouts themselves."""
         if self._tls is None:
             return TimedConnection if keeps_limits else Connection
-        from srvkit.net.encrypted import TimedTlsConnection, TlsConnection
+        from srvkit.net.tls_connection import TimedTlsConnection, TlsConnection
 
         return TimedTlsConnection if keeps_limits else TlsConnection
 

@@ -17,8 +17,8 @@ from typing import Any
 from srvkit.config import toml
 from srvkit.config.environment import expand
 from srvkit.config.model import Config, convert
-from srvkit.config.naming import absolute
 from srvkit.config.overrides import override
+from srvkit.config.paths import absolute
 from srvkit.config.problems import Problems, Source
 from srvkit.errors import ConfigError, Problem
 

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from srvkit.config import toml, units
-from srvkit.config.declared import fields_of, without_none
-from srvkit.config.naming import current_folder
+from srvkit.config.convert import OneOrMore, convert_fields, convert_options, report_unknown
+from srvkit.config.option_fields import fields_of, without_none
+from srvkit.config.paths import current_folder
 from srvkit.config.problems import Problems
 from srvkit.config.toml import Key
-from srvkit.config.typed import OneOrMore, convert_fields, convert_options, report_unknown
 from srvkit.contracts import Duration, FileMode, Size, WorkerCount, setting
 from srvkit.net.access import AccessSettings
 from srvkit.net.listener import SocketSettings
 from srvkit.net.proxy import ProxySettings
-from srvkit.net.tls import SniSettings, TlsSettings
-from srvkit.server.guard import LimitSettings
+from srvkit.net.tls_context import SniSettings, TlsSettings
+from srvkit.server.limits import LimitSettings
 
 __all__ = [
     "Choice",

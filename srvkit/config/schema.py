@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from srvkit.config import toml, units
-from srvkit.config.declared import Field, fields_of
+from srvkit.config.convert import OneOrMore
 from srvkit.config.model import SERVER_NAME, Choice, LoggingSettings, ServerSettings, SrvkitSettings
-from srvkit.config.readers import as_written
-from srvkit.config.typed import OneOrMore
+from srvkit.config.option_fields import Field, fields_of
+from srvkit.config.value_types import as_written
 from srvkit.contracts import Duration, FileMode, Size, WorkerCount
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -208,7 +208,7 @@ def _tables(verdicts: dict[Rule, bool], kind: str, bits: int) -> list[tuple[int,
 
 
 def _read(host: str) -> bytes:
-    """Return an address in 4 or 16 bytes; raises OSError or ValueError where it is none."""
+    """Return an address in 4 or 16 bytes; raises OSError or ValueError for anything else."""
     if ":" not in host:
         return socket.inet_pton(socket.AF_INET, host)
     packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from srvkit.net import inherited, unixpath
+from srvkit.net import socket_activation as inherited
+from srvkit.net import unixpath
 from srvkit.net.connection import unmapped
 
 Kind = Literal["stream", "datagram"]

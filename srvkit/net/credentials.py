@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from srvkit.net import pem
-from srvkit.net.names import asked_for
 from srvkit.net.pem import PemError
-from srvkit.net.tls import SOON_FOR_LISTS, Place, ServerTls, Term, TlsSettings, in_words
+from srvkit.net.sni import asked_for
+from srvkit.net.tls_context import SOON_FOR_LISTS, Place, ServerTls, Term, TlsSettings, in_words
 
 if TYPE_CHECKING:
     from ssl import SSLContext

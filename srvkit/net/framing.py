@@ -622,7 +622,7 @@ _PLAIN = frozenset(one.__init__ for one in (Framing, Delimiter, Lines, LengthPre
 UNASKED = "more was sent, in the clear, behind the request for TLS"
 
 
-def unasked(messages: Sequence[bytes], framing: Framing) -> FrameError | None:
+def data_before_tls(messages: Sequence[bytes], framing: Framing) -> FrameError | None:
     """Return the fault of a peer that sent more where it had to wait for TLS; None where it did not.
 
     What came in the clear must never be taken for what comes encrypted (CVE-2011-0411).

@@ -19,7 +19,8 @@ from typing import Any
 
 from srvkit.contracts import FileMode, Size, setting
 from srvkit.errors import ListenError
-from srvkit.net import inherited, socketfile, unixpath
+from srvkit.net import socket_activation as inherited
+from srvkit.net import socketfile, unixpath
 from srvkit.net.address import Address, objection
 from srvkit.net.socketfile import FileIdentity, Permissions, identity
 
@@ -186,16 +187,16 @@ class Listener:
             if self.is_stream and not is_dead(self.socket):
                 self.listen()
         except (OSError, ListenError) as error:
-            log.warning("%s: not all of its new settings took effect: %s", self.address, error)
+            log.warning("%s: some new settings did not take effect: %s", self.address, error)
 
-    def lend(self) -> None:
-        """Keep the socket alone, in a forked process: whose file it is, is for its parent to remove."""
+    def keep_in_child(self) -> None:
+        """In a forked child: keep the socket, let the parent remove the file."""
         self.file = None
         if self._claim is not None:
             self._claim.close()
             self._claim = None
 
-    def leave(self, *, keep_socket: bool = False) -> None:
+    def close_in_child(self, *, keep_socket: bool = False) -> None:
         """Close the descriptors alone, in a forked process that has no use for them."""
         if not keep_socket:
             self.socket.close()
@@ -207,7 +208,7 @@ class Listener:
 
         Never raises: what cannot be removed is logged.
         """
-        self.leave()
+        self.close_in_child()
         if self.file is not None:
             found = identity(self.path)
             if found == self.file:
@@ -218,7 +219,7 @@ class Listener:
                 except OSError as error:
                     log.warning("%s: its file cannot be removed: %s", self.address, error.strerror)
             elif found is not None:
-                log.warning("%s: the file is not ours any more, left alone", self.address)
+                log.warning("%s: the file belongs to another process now; not removed", self.address)
         self.file = None
 
 

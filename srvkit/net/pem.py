@@ -101,7 +101,7 @@ def _line(data: bytes, position: int) -> int:
 
 
 def certificate_facts(der: bytes) -> Facts:
-    """Return the facts of a certificate (RFC 5280, 4.1). Raises PemError where it is none."""
+    """Return the facts of a certificate (RFC 5280, 4.1). Raises PemError if it is malformed."""
     try:
         fields = [item for item in _items(_inside(_inside(der))) if item[0] != 0xA0]  # the version
         _serial, _algorithm, _issuer, validity, subject = fields[:5]
@@ -112,7 +112,7 @@ def certificate_facts(der: bytes) -> Facts:
 
 
 def list_facts(der: bytes) -> Facts:
-    """Return the facts of a revocation list (RFC 5280, 5.1). Raises PemError where it is none."""
+    """Return the facts of a revocation list (RFC 5280, 5.1). Raises PemError if it is malformed."""
     try:
         fields = [item for item in _items(_inside(_inside(der))) if item[0] != _INTEGER]  # the version
         issuer, begins = fields[1:3]

@@ -250,7 +250,7 @@ def _parse_binary(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
 
 
 def _check_start(start: bytes) -> None:
-    """Raise ProxyError where the fixed part, as much of it as is there, announces what is not to be had."""
+    """Raise ProxyError where the fixed part, as much of it as is there, announces something unsupported."""
     if start[:12] != _SIGNATURE[: len(start)]:
         raise _no_header(start)
     if len(start) > 12 and start[12] not in (0x20, 0x21):

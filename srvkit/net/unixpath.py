@@ -45,7 +45,7 @@ def objection(path: str | Path) -> str:
 def short_name(path: str | Path) -> Iterator[str]:
     """Yield a name of the same file that a socket address holds, good while the context lasts.
 
-    Raises OSError where the folder cannot be opened, or no such name can be had.
+    Raises OSError where the folder cannot be opened, or no such name can be created.
     """
     text = os.fspath(path)
     if not is_long(text):

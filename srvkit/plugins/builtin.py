@@ -6,12 +6,12 @@ of srvkit's own is one more line here.
 
 from __future__ import annotations
 
+from srvkit.concurrency.asyncio.model import TaskMixIn
 from srvkit.concurrency.events import EventMixIn
 from srvkit.concurrency.forks import ForkingMixIn
-from srvkit.concurrency.greenlets import GreenletMixIn
+from srvkit.concurrency.gevent.model import GreenletMixIn
 from srvkit.concurrency.pool import ThreadPoolMixIn
 from srvkit.concurrency.serial import SerialMixIn
-from srvkit.concurrency.tasks import TaskMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.net.framing import Delimiter, FixedSize, LengthPrefix, Lines, Netstring, Raw
 from srvkit.plugins.hookspecs import hookimpl

@@ -37,7 +37,7 @@ class Offer:
     """A handler, model or framing, the name it goes by, and the plugin that brought it."""
 
     name: str
-    thing: type[Any]
+    cls: type[Any]
     plugin: str
 
 
@@ -96,7 +96,7 @@ class Plugins:
         """Return the names of the plugins that implement `hook`; empty where nobody does."""
         return [impl.plugin_name for impl in getattr(self.hook, hook).get_hookimpls()]
 
-    def tell(self, hook: str, **arguments: Any) -> None:
+    def notify(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of a hook that only watches.
 
         What one of them raises is logged with the plugin's name; the others are called all the same.
@@ -215,7 +215,7 @@ class Plugins:
 
     def _note_what_is_overlooked(self, searched: list[tuple[Path, Path]]) -> None:
         taken = set()
-        offered = {offer.thing for offer in self.handlers.values()}
+        offered = {offer.cls for offer in self.handlers.values()}
         for name, plugin in self.pm.list_name_plugin():
             callers = self.pm.get_hookcallers(plugin) or []
             impls = [impl for caller in callers for impl in caller.get_hookimpls() if impl.plugin is plugin]
@@ -247,7 +247,7 @@ class Plugins:
             message = f"offers {kind} {first.name!r}, and so does plugin {first.plugin}"
             raise PluginError(others[0].plugin, f"{message}: block or rename one of them")
         for loser in offers:
-            if not _same_class(loser.thing, first.thing):
+            if not _same_class(loser.cls, first.cls):
                 whose = "srvkit's own" if loser.plugin == BUILTIN else f"the installed one ({loser.plugin})"
                 self.notes.append(
                     f"{kind} {first.name!r} of plugin {first.plugin} is used instead of {whose}"

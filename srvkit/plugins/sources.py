@@ -23,10 +23,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from srvkit.concurrency import monkey
+from srvkit.concurrency import monkey_patching as monkey
 from srvkit.contracts import in_one_line
 from srvkit.errors import PluginError
-from srvkit.plugins.interpreter import Interpreter
+from srvkit.plugins.process_state import Interpreter
 
 INIT = "__init__.py"
 _MADE_HERE = "__srvkit_plugin__"  # in the namespace of every module that a `_Loader` made

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from srvkit.net.closing import close
-from srvkit.net.readiness import READ, WRITE, Readiness
+from srvkit.net.event_loop import READ, WRITE, EventLoop
 
 log = logging.getLogger("srvkit.process")
 
@@ -46,7 +46,7 @@ class Channel:
         self._descriptors: list[int] = []
         self._takes_descriptors = True
         self._outgoing: list[tuple[bytes, Sequence[int]]] = []
-        self._loop: Readiness | None = None
+        self._loop: EventLoop | None = None
         self._watched = 0  # for which events
         self._heard: Callable[[Message, list[int]], None] | None = None
         self._ended: Callable[[], None] | None = None
@@ -56,7 +56,7 @@ class Channel:
 
     def attach(
         self,
-        loop: Readiness,
+        loop: EventLoop,
         heard: Callable[[Message, list[int]], None],
         ended: Callable[[], None],
         *,
@@ -80,7 +80,7 @@ class Channel:
             self._outgoing.append((line[sent:], () if sent else _duplicates(descriptors)))
             self._watch()
 
-    def say(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+    def send_blocking(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send a message and wait until it is out; where nothing else is going on."""
         count = {"descriptors": len(descriptors)} if descriptors else {}
         line = json.dumps(message | count).encode() + b"\n"
@@ -99,7 +99,7 @@ class Channel:
         """Let the kernel end this process as soon as anything is heard, the end included."""
         end_at_news(self.fileno(), os.getpid())
 
-    def leave(self) -> None:
+    def close_in_child(self) -> None:
         """Close the descriptor alone, in a forked process that has no use for it."""
         self._socket.close()
 
@@ -187,7 +187,7 @@ class Channel:
             if self._heard is not None:
                 self._heard(message, mine)
         if len(self._received) > MOST_MESSAGE:
-            log.warning("the other side of a channel says what has no end; it is not heard any more")
+            log.warning("the other end of a channel sent a line without end; ignoring it from now on")
             self._received = b""
             self._end()
         return True
@@ -209,7 +209,7 @@ def _parsed(line: bytes) -> Message | None:
             return message
     except (ValueError, RecursionError):
         pass
-    log.warning("what came over a channel is no message: %.60r", line)
+    log.warning("not a message on a channel: %.60r", line)
     return None
 
 
@@ -232,7 +232,7 @@ def open_channel() -> tuple[Channel, Channel]:
 
 
 def end_at_news(fd: int, whom: int) -> None:
-    """Let the kernel end a process (below 0: a group) as soon as there is anything to read, the end included.
+    """Have SIGIO kill a process (below 0: a group) as soon as there is anything to read, the end included.
 
     For when nobody reads there: plugins that are being imported may do anything.
     """

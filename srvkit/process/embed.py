@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from srvkit.config import loader
 from srvkit.config.certificates import load_certificates
@@ -22,17 +22,23 @@ from srvkit.errors import ConfigError
 from srvkit.net import unixpath
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Offer, Plugins, make_manager
-from srvkit.process.observer import Observer
-from srvkit.process.run import ServerProcess, StartError
-from srvkit.process.serving import see_through
+from srvkit.process.lifespan import serve_until_stopped
 from srvkit.process.signals import interrupts_held_back
-from srvkit.server.accounts import telling_ends
+from srvkit.process.single import ServerProcess, StartError
+from srvkit.server.stats import telling_ends
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
 
 LONG = 3600.0  # seconds; stop() is who limits the draining
 EMBEDDED = "embedded"  # the name of a handler that was given as a class
+
+
+class Recorder(Protocol):
+    """A plugin that also hears of each request's end; in a forked child where the request was there."""
+
+    def request_ended(self, peer: Any) -> None:
+        """Note that a request is over; `peer` is the address of who has connected."""
 
 
 class EmbeddedServer:
@@ -82,7 +88,7 @@ class EmbeddedServer:
         return f"<EmbeddedServer {self._plan.server_class.__name__} {self.address}>"
 
     def stop(self, drain_timeout: float = 1.0) -> bool:
-        """Take no more connections, give those at hand `drain_timeout` seconds, then cut them.
+        """Accept no more connections, give open ones `drain_timeout` seconds, then cut them.
 
         Returns whether all had finished. Calling it again does nothing. A handler that calls it goes on at
         once, with False: its own request has not finished, and gets its reply.
@@ -98,19 +104,19 @@ class EmbeddedServer:
             # Not by a timer of the loop, which this handler may have to itself.
             threading.Thread(target=self.stop, args=(drain_timeout,), daemon=True).start()
             return False
-        self.server.begin_drain()
+        self.server.drain()
         self._thread.join(drain_timeout)
-        cut = self.server.cut_off() if self._thread.is_alive() else 0
+        cut = self.server.abort_all() if self._thread.is_alive() else 0
         self._thread.join(1.0)
         if self._thread.is_alive():
-            log.warning("%s: a handler does not end, left behind", self._plan.name)
+            log.warning("%s: a handler did not stop in time, abandoned", self._plan.name)
             self.server.stop_serving()
         return not cut
 
     def _serve(self) -> None:
         assert self.server is not None
         try:
-            see_through(self.server, self._plugins, self._ready.set)
+            serve_until_stopped(self.server, self._plugins, self._ready.set)
         except BaseException as error:
             if self._ready.is_set():
                 log.exception("%s: broke", self._plan.name)
@@ -137,7 +143,7 @@ class EmbeddedServer:
     def _stop_from_child(self) -> None:
         """Have the process of a forking server drain, from one that it has forked."""
         if self._process is not None:
-            self._process.begin_drain()
+            self._process.drain()
         elif self.server is None:  # not known yet when that process began
             os.kill(os.getppid(), signal.SIGTERM)
 
@@ -146,8 +152,8 @@ class EmbeddedServer:
         process, self._process = self._process, None
         try:
             for end, seconds in (
-                (process.begin_drain, drain_timeout),
-                (process.cut_off, 2.0),
+                (process.drain, drain_timeout),
+                (process.abort_all, 2.0),
                 (process.stop_serving, None),
             ):
                 end()
@@ -187,7 +193,7 @@ def start(
     *,
     options: Mapping[str, Any] | None = None,
     plugins: Sequence[str] = (),
-    observer: Observer | None = None,
+    observer: Recorder | None = None,
 ) -> EmbeddedServer:
     """Start a server as `serve` does; `observer` sees what its handlers raise and whose requests end."""
     if not isinstance(handler, (str, type)):

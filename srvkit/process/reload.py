@@ -15,19 +15,19 @@ from typing import Any
 
 from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
+from srvkit.net.event_loop import Timer
 from srvkit.net.listener import Listener
-from srvkit.net.readiness import Timer
-from srvkit.net.tls import Term
-from srvkit.process import descriptors
-from srvkit.process.boundary import attempt, complain, in_words
+from srvkit.net.tls_context import Term
+from srvkit.process import descriptor_limit as descriptors
 from srvkit.process.channel import Message, open_channel
-from srvkit.process.children import end_group, ending
+from srvkit.process.child_reaper import end_group, ending
 from srvkit.process.cpus import usable_cpus
-from srvkit.process.keeping import Kept, parts
-from srvkit.process.listening import NO_NAMES, ListeningSockets, Names
-from srvkit.process.supervised import try_out
+from srvkit.process.credential_store import CredentialStore, parts
+from srvkit.process.fault_barrier import attempt, complain, in_words
+from srvkit.process.socket_set import NO_NAMES, Names, SocketSet
 from srvkit.process.worker import CANNOT_START
-from srvkit.process.workers import Surroundings, Workers
+from srvkit.process.worker_main import try_out
+from srvkit.process.worker_pool import Surroundings, WorkerPool
 
 log = logging.getLogger("srvkit.process")
 
@@ -41,10 +41,10 @@ class Generation:
 
     number: int
     config: Config
-    sockets: ListeningSockets
+    sockets: SocketSet
     terms: list[Term] = field(default_factory=list)  # of its certificates
     noted: float = 0.0  # when what was to be noted of them was, on the wall clock
-    workers: dict[str, Workers] = field(default_factory=dict)
+    workers: dict[str, WorkerPool] = field(default_factory=dict)
 
 
 class Change:
@@ -71,7 +71,7 @@ class Change:
         self._before = before
         self._around = around
         self._new: Generation | None = None
-        self._kept: dict[str, Kept] = {}  # certificates and keys, until workers have them
+        self._kept: dict[str, CredentialStore] = {}  # certificates and keys, until workers have them
         self._child = 0
         self._timer: Timer | None = None
         self._over = False
@@ -90,7 +90,7 @@ class Change:
         """Break it off; nothing has changed."""
         self._fail([why])
 
-    def news(self) -> None:
+    def on_worker_change(self) -> None:
         """Look at what has become of the new workers."""
         self._step("the new workers cannot be looked at", self._look)
 
@@ -128,7 +128,7 @@ class Change:
         ours, theirs = open_channel()
 
         def main() -> int:
-            self._around.leave(())
+            self._around.close_in_child(())
             ours.close()
             return try_out(self.config, self._problems, known, theirs)
 
@@ -194,11 +194,11 @@ class Change:
             )
             + SPARE
         )
-        sockets = ListeningSockets(self.config, before.sockets if before is not None else None, self._names)
+        sockets = SocketSet(self.config, before.sockets if before is not None else None, self._names)
         number = before.number + 1 if before is not None else 1
         self._new = Generation(number, self.config, sockets, terms, noted)
         for name, settings in self.config.server.items():
-            self._new.workers[name] = Workers(
+            self._new.workers[name] = WorkerPool(
                 name,
                 self.config,
                 self._problems,

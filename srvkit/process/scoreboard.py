@@ -12,7 +12,7 @@ from time import monotonic
 
 from srvkit.net.closing import close
 from srvkit.net.connection import CLOSED, OUTCOMES
-from srvkit.process.unnamed import unnamed_file
+from srvkit.process.memfd import unnamed_file
 
 BEAT, ACCEPTED, REFUSED, ERRORS, BYTES_IN, BYTES_OUT, DROPPED, UNANSWERED, FIRST_OUTCOME = range(9)
 _CELLS = FIRST_OUTCOME + len(OUTCOMES)

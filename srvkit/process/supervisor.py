@@ -1,7 +1,7 @@
 """The process manager: owns the sockets, keeps workers serving, and does what operators ask.
 
 It is kept small and pristine, for whatever breaks here breaks everything: one thread, no plugin, no event
-loop but `Readiness`, and nothing that waits. What a change of configuration takes is `reload`'s business,
+loop but `EventLoop`, and nothing that waits. What a change of configuration takes is `reload`'s business,
 what becomes of single workers that of `workers`.
 """
 
@@ -22,33 +22,35 @@ from time import monotonic
 from srvkit.config.model import Config, Problems, SrvkitSettings
 from srvkit.config.problems import Source
 from srvkit.errors import SrvkitError
+from srvkit.net.event_loop import Timer
 from srvkit.net.listener import Listener
-from srvkit.net.readiness import Timer
-from srvkit.process import logs, replacement, systemd
-from srvkit.process.boundary import SteadyLoop, attempt, complain, in_words
+from srvkit.process import log_setup as logs
+from srvkit.process import reexec as replacement
+from srvkit.process import systemd
 from srvkit.process.channel import Message
-from srvkit.process.children import Children
-from srvkit.process.control import ControlSocket
-from srvkit.process.listening import ListeningSockets
-from srvkit.process.logfile import LogFile
-from srvkit.process.nameplates import Nameplates
-from srvkit.process.nextplaces import NextPlaces
-from srvkit.process.places import Lock, PidFile, PlaceError, control_path
+from srvkit.process.child_reaper import ChildReaper
+from srvkit.process.control_links import ControlLinks
+from srvkit.process.control_server import ControlSocket
+from srvkit.process.expiry import ExpiryReminder
+from srvkit.process.fault_barrier import GuardedLoop, attempt, complain, in_words
+from srvkit.process.log_file import LogFile
+from srvkit.process.next_paths import NextPaths
 from srvkit.process.reload import Change, Generation
-from srvkit.process.reminder import Reminder
-from srvkit.process.report import Questions, report_of
+from srvkit.process.reloader import Watch
+from srvkit.process.runtime_paths import Lock, PidFile, PlaceError, control_path
 from srvkit.process.signals import HANDLED, IGNORED, Signals
-from srvkit.process.supervised import BEATS
+from srvkit.process.socket_set import SocketSet
+from srvkit.process.status import Questions, report_of
 from srvkit.process.systemd import Notifier
 from srvkit.process.takeover import Takeover
-from srvkit.process.watching import Watch
 from srvkit.process.worker import CLEAN, FORCED, where
-from srvkit.process.workers import CUT_TIME, Surroundings, Workers
+from srvkit.process.worker_main import BEATS
+from srvkit.process.worker_pool import CUT_TIME, Surroundings, WorkerPool
 
 log = logging.getLogger("srvkit.process")
 
 ANSWER_TIME = 1.0  # seconds for workers to say which connections they have
-DOOR_TIME = 1.0  # seconds for workers that retire to say that they take nothing new
+STOP_LISTENING_TIME = 1.0  # seconds for workers that retire to say that they take nothing new
 LATE = 1.0  # seconds by which a timer may be late before this process was stopped, or its machine
 
 Read = Callable[[], tuple[Config, Problems]]
@@ -87,16 +89,16 @@ class Supervisor:
         self._read = read
         self._notifier = notifier
         self._signals = Signals(*HANDLED, ignored=IGNORED)
-        self._loop = SteadyLoop()
-        self._children = Children()
+        self._loop = GuardedLoop()
+        self._children = ChildReaper()
         self._watch = Watch(self._loop, self._files_changed) if watch else None
         self._began = time.time()
         self._generation: Generation | None = None
-        self._old: list[Workers] = []  # that finish what they have
+        self._old: list[WorkerPool] = []  # that finish what they have
         self._change: Change | None = None
         self._announcement: Callable[[], None] | None = None
         self._next_log: LogFile | None = None  # that a change would bring
-        self._next_places: NextPlaces | None = None  # the same
+        self._next_places: NextPaths | None = None  # the same
         self._again = False  # whether a reload was asked for while one was going on
         self._replies: list[Reply] = []  # of those who wait for the reload
         self._later_replies: list[Reply] = []  # of those who wait for the one after it
@@ -108,9 +110,9 @@ class Supervisor:
         self._look_timer: Timer | None = None
         self._look_planned = 0.0
         self._questions = Questions(self._loop)
-        self._reminder = Reminder(self._loop)
+        self._reminder = ExpiryReminder(self._loop)
         self._control: ControlSocket | None = None
-        self._plates: Nameplates | None = None
+        self._plates: ControlLinks | None = None
         self._lock: Lock | None = None
         self._gone: set[str] = set()  # what was said of files that are gone
         self._pid_file: PidFile | None = None
@@ -129,7 +131,7 @@ class Supervisor:
         except Exception as error:
             if table is None:
                 raise
-            # It was well a moment ago, and those who serve by it still do.
+            # It was valid a moment ago; running workers still use it.
             config, problems = Config(SrvkitSettings(), {}), Problems(Source())
             refused = _lines_of(error)
             self._log_file = logs.open_again(table["log"])
@@ -179,7 +181,7 @@ class Supervisor:
         settings = config.srvkit
         path = control_path(settings, config.path)
         if path is not None and config.path is not None:
-            plates = Nameplates(path)
+            plates = ControlLinks(path)
             plates.refuse_another(config.path)
             self._lock = Lock.take(path)
             try:
@@ -221,7 +223,7 @@ class Supervisor:
                 if folder is not None and folder.is_relative_to(thing.path.parent) and not folder.exists():
                     gone.append(f"{thing.path} is gone, and the folder of the configuration with it")
                 elif thing.renew():
-                    log.warning("%s: the file was gone, and is made anew", thing.path)
+                    log.warning("%s: the file was removed; created it again", thing.path)
             except BlockingIOError as other:
                 gone.append(f"{thing.path} belongs to another process by now: {other}")
             except (OSError, SrvkitError) as error:
@@ -262,19 +264,19 @@ class Supervisor:
         if self._next_log is not None:
             self._next_log.close()  # the one it gets comes by its channel
         if self._next_places is not None:
-            self._next_places.leave()
+            self._next_places.close_in_child()
         kept = {id(listener) for listener in keep}
         for workers in self._all_workers():
-            workers.leave()
+            workers.close_in_child()
         for listener in self._all_listeners():
             if id(listener) not in kept:
-                listener.leave()
+                listener.close_in_child()
         for one in (self._control, self._pid_file, self._lock):
             if one is not None:
-                one.leave()
+                one.close_in_child()
         self._notifier.close()
 
-    def _all_workers(self) -> list[Workers]:
+    def _all_workers(self) -> list[WorkerPool]:
         current = list(self._generation.workers.values()) if self._generation is not None else []
         coming = self._change.half_made if self._change is not None else []
         return [*current, *coming, *self._old]
@@ -317,7 +319,7 @@ class Supervisor:
 
     def _pass_on_log(self) -> None:
         for workers in self._all_workers():
-            workers.tell({"do": "log"}, [self._log_file.fileno()])
+            workers.broadcast({"do": "log"}, [self._log_file.fileno()])
 
     def _found_good(self, config: Config) -> None:
         """Open the log that a configuration wants, and have it where there is none yet.
@@ -330,7 +332,7 @@ class Supervisor:
             return
         if not self._log_file.is_at(logs.path_of(config)):
             self._next_log = logs.open_log(config)
-        self._next_places = NextPlaces(config, self._control, self._pid_file)
+        self._next_places = NextPaths(config, self._control, self._pid_file)
 
     def _change_log(self, config: Config) -> None:
         next_log, self._next_log = self._next_log, None
@@ -407,17 +409,17 @@ class Supervisor:
         if table["control"] is not None:
             path, fd = replacement.path_and_descriptor(table["control"])
             self._control = ControlSocket(path, self._loop, self._answer, fd=fd)
-            self._plates = Nameplates(path, map(Path, table.get("plates", ())))
+            self._plates = ControlLinks(path, map(Path, table.get("plates", ())))
         entries = [
             (*key, replacement.listener_of(entry, self._takeover.socket))
             for *key, entry in table["listeners"]
         ]
-        sockets = ListeningSockets.inherited(entries)
+        sockets = SocketSet.inherited(entries)
         workers = {entry["name"]: self._adopted(entry, sockets, config) for entry in table["workers"]}
         self._old += [self._adopted(entry, sockets, config) for entry in table["old"]]
         for name, one in workers.items():
             if name in config.server:  # until there are new ones, and for good where none come to be
-                one.keep_up(len(one.listening()))
+                one.start_respawning(len(one.listening()))
         self._generation = Generation(table["generation"], config, sockets, workers=workers)
         for pid in table.get("children", ()):  # a check, say, that goes on or was just killed
             if pid not in self._children:
@@ -425,9 +427,9 @@ class Supervisor:
         self._look_after(config.srvkit.heartbeat_timeout)
         self._children.reap()  # those that ended meanwhile
 
-    def _adopted(self, entry: Message, sockets: ListeningSockets, config: Config) -> Workers:
+    def _adopted(self, entry: Message, sockets: SocketSet, config: Config) -> WorkerPool:
         name = entry["name"]
-        made = Workers(name, config, Problems(Source()), sockets.of.get(name, []), 1, self._around)
+        made = WorkerPool(name, config, Problems(Source()), sockets.of.get(name, []), 1, self._around)
         replacement.adopt_workers(entry, made, self._takeover.socket)
         return made
 
@@ -436,7 +438,7 @@ class Supervisor:
             return
         for workers in self._generation.workers.values():
             wanted = max(1, workers.wanted + change)
-            log.info("%s: %d worker%s from now on", workers.name, wanted, "s" * (wanted != 1))
+            log.info("%s: now %d worker%s", workers.name, wanted, "s" * (wanted != 1))
             attempt(workers.name, partial(workers.want, wanted))
 
     # ---- stopping
@@ -497,8 +499,8 @@ class Supervisor:
 
     def _changed(self) -> None:
         if self._change is not None:
-            self._change.news()
-        if not any(workers.open_doors for workers in self._old):
+            self._change.on_worker_change()
+        if not any(workers.still_listening for workers in self._old):
             self._made_known()  # whoever connects from now on meets the new generation
         for workers in [one for one in self._old if not one.workers]:
             self._old.remove(workers)
@@ -506,8 +508,8 @@ class Supervisor:
         if self._stopping and not self._children:
             self._loop.wake()
 
-    def _inherit(self, workers: Workers) -> None:
-        """Let the counts of workers that are all gone live on in those that have their place."""
+    def _inherit(self, workers: WorkerPool) -> None:
+        """Add the counters of ended workers to their successors."""
         self._note_end(workers)
         heir = self._generation.workers.get(workers.name) if self._generation is not None else None
         if heir is not None:
@@ -515,7 +517,7 @@ class Supervisor:
             heir.lost += workers.lost
             heir.restarts += workers.restarts
 
-    def _note_end(self, workers: Workers) -> None:
+    def _note_end(self, workers: WorkerPool) -> None:
         if workers.cut_short:
             self._status = FORCED
 
@@ -548,7 +550,7 @@ class Supervisor:
     def _put_in_force(self, made: Generation, began: float) -> None:
         before, self._generation = self._generation, made
         for workers in made.workers.values():
-            workers.keep_up()
+            workers.start_respawning()
         self._announcement = partial(self._announce, made, began, before is not None)
         steps: list[Callable[[], object]] = []
         if before is not None:
@@ -598,7 +600,7 @@ class Supervisor:
 
     def _see_to_announcement(self) -> None:
         if self._announcement is not None:
-            self._loop.call_later(DOOR_TIME, self._made_known)
+            self._loop.call_later(STOP_LISTENING_TIME, self._made_known)
 
     def _made_known(self) -> None:
         """Say that a generation is in force, if that has not been said yet."""
@@ -614,7 +616,7 @@ class Supervisor:
     def _reload_failed(self, errors: list[str]) -> None:
         for line in errors:
             log.error("%s", line)
-        log.error("the reload has failed, everything goes on as before")
+        log.error("reload failed; still serving the previous configuration")
         self._last_reload = {"at": time.time(), "ok": False, "errors": errors}
         self._answer_reload({"ok": False, "errors": errors})
         self._notifier.ready()

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Final
 
 from srvkit.errors import ListenError
-from srvkit.net import inherited
-from srvkit.net.inherited import Inherited
-from srvkit.net.readiness import Readiness
+from srvkit.net import socket_activation as inherited
+from srvkit.net.event_loop import EventLoop
+from srvkit.net.socket_activation import Inherited
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -163,7 +163,7 @@ class Notifier:
         """Say that all is well; at least every `watchdog_interval` seconds."""
         self._send("WATCHDOG=1")
 
-    def feed_watchdog(self, loop: Readiness) -> None:
+    def feed_watchdog(self, loop: EventLoop) -> None:
         """Say so for as long as `loop` comes round, if anybody wants to hear it."""
         if self.watchdog_interval is not None:
             self.watchdog()

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from srvkit.net.closing import close
-from srvkit.process import origin
-from srvkit.process.boundary import in_words
+from srvkit.process import command_line as origin
+from srvkit.process.fault_barrier import in_words
+from srvkit.process.memfd import contents
 from srvkit.process.signals import hold_back
-from srvkit.process.unnamed import contents
 
 log = logging.getLogger("srvkit.process")
 
@@ -72,7 +72,7 @@ class Takeover:
         """Execute this program once more; returns where that cannot be, or has been tried often enough."""
         while self._tries < MOST_TRIES:
             self._tries += 1
-            log.error("taking over fails, once more: %s", in_words(error))
+            log.error("taking over failed, trying again: %s", in_words(error))
             time.sleep(PAUSE * self._tries)
             with suppress(OSError, MemoryError):
                 hold_back(*signals)

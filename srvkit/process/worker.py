@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from srvkit.concurrency import monkey
+from srvkit.concurrency import monkey_patching as monkey
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
-from srvkit.net.readiness import Readiness, Timer
-from srvkit.plugins.interpreter import Interpreter
+from srvkit.net.event_loop import EventLoop, Timer
 from srvkit.plugins.manager import Plugins
-from srvkit.process.serving import see_through
+from srvkit.plugins.process_state import Interpreter
+from srvkit.process.lifespan import serve_until_stopped
 from srvkit.process.signals import Signals, SignalsOfChildren
 from srvkit.server.stream import TCPServer
 
@@ -35,13 +35,13 @@ class Served(Protocol):
 
     name: str
 
-    def begin_drain(self, patience: float = 0.0) -> None:
-        """Take nothing new, let what is at hand finish, end.
+    def drain(self, patience: float = 0.0) -> None:
+        """Accept nothing new, let open requests finish, then end.
 
         With patience, wait for who has just connected, until it is called again without.
         """
 
-    def cut_off(self) -> int:
+    def abort_all(self) -> int:
         """End what is open; return how many connections that were."""
 
     def stop_serving(self) -> None:
@@ -51,7 +51,7 @@ class Served(Protocol):
 class Worker:
     """Runs servers until it is told to stop.
 
-    The first TERM or INT drains: no new connections, those at hand have `drain_timeout` seconds. The
+    The first TERM or INT drains: no new connections, open ones have `drain_timeout` seconds. The
     second one, or QUIT, cuts what is left. `run` returns the exit status: 0 when every connection
     finished, 1 when some were cut or a server broke, 3 when one could not start.
     """
@@ -76,7 +76,7 @@ class Worker:
         self._signals = Signals(*signals, ignored=ignored)
         self._ignored = ignored
         self._interpreter = Interpreter.now()
-        self._loop = Readiness()
+        self._loop = EventLoop()
         self._serving: set[Served] = set(self.servers)
         self._stopping = False
         self._deadline: Timer | None = None
@@ -109,7 +109,7 @@ class Worker:
                 signals.breaking = False
                 self._serve_in_threads(loop)
             signals.breaking = True
-            self._plugins.tell("srvkit_worker_stop", worker=self)
+            self._plugins.notify("srvkit_worker_stop", worker=self)
         return self.status
 
     def stop(self, drain_timeout: float | None = None) -> None:
@@ -120,12 +120,12 @@ class Worker:
         seconds = self._drain_timeout if drain_timeout is None else drain_timeout
         self._deadline = self._loop.call_later(seconds, self.cut)
         for served in list(self._serving):
-            served.begin_drain(self.patience)
+            served.drain(self.patience)
         self._loop.call_later(self.patience, self._end_silent)
 
     def _end_silent(self) -> None:
         for served in list(self._serving):
-            served.begin_drain()
+            served.drain()
 
     def cut(self) -> None:
         """End what is still open, now; from the loop."""
@@ -133,8 +133,8 @@ class Worker:
         if self._deadline is not None:
             self._deadline.cancel()
         for served in list(self._serving):
-            served.begin_drain()
-            count = served.cut_off()
+            served.drain()
+            count = served.abort_all()
             if count:
                 self.worsen(FORCED)
                 plural = "s" * (count != 1)
@@ -180,7 +180,7 @@ class Worker:
             else:
                 self.stop()
 
-    def _serve_in_threads(self, loop: Readiness) -> None:
+    def _serve_in_threads(self, loop: EventLoop) -> None:
         for server in self.servers:
             # Daemons: a handler that hangs must not keep the process once everything else has ended.
             name = f"server {server.name}"
@@ -202,10 +202,10 @@ class Worker:
             self.on_ready()
 
         try:
-            see_through(server, self._plugins, ready)
+            serve_until_stopped(server, self._plugins, ready)
         except SrvkitError as error:
             if self._stopping and not started and isinstance(error, ListenError):
-                log.info("%s: stopped before it could listen", server.name)  # its door is closed already
+                log.info("%s: stopped before it was listening", server.name)  # its door is closed already
             else:
                 log.error("%s: %s", server.name, error)
                 self._failed(str(error), started)
@@ -215,7 +215,7 @@ class Worker:
 
     def _complain(self, who: str, error: BaseException, started: bool) -> None:
         if isinstance(error, KeyboardInterrupt):
-            log.warning("%s: broken off by a signal", who)
+            log.warning("%s: interrupted by a signal", who)
         else:
             log.exception("%s: %s: %s", who, "broke" if started else "could not start", _in_words(error))
         self._failed(f"{'broke' if started else 'could not start'}: {_in_words(error)}", started)
@@ -224,7 +224,7 @@ class Worker:
         self.failure = self.failure or reason
         self.worsen(FORCED if started else CANNOT_START)
 
-    def _give_up(self, loop: Readiness) -> None:
+    def _give_up(self, loop: EventLoop) -> None:
         for server in self.servers:
             server.server_close()
             self._serving.discard(server)
@@ -234,7 +234,7 @@ class Worker:
 
     def _leave_behind(self) -> None:
         for served in list(self._serving):
-            log.warning("%s: does not end, left behind", served.name)
+            log.warning("%s: did not stop in time, abandoned", served.name)
             served.stop_serving()
             self.worsen(FORCED)
         self._serving.clear()

@@ -28,14 +28,14 @@ from srvkit.contracts import ChildSignals, event_driven
 from srvkit.errors import EscapedError, FrameError, PeerError
 from srvkit.net import connection as outcomes
 from srvkit.net.address import display
-from srvkit.net.left import LeftSocket
+from srvkit.net.event_loop import EXCLUSIVE, READ, EventLoop
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
-from srvkit.net.readiness import EXCLUSIVE, READ, Readiness
-from srvkit.net.untaken import end_reading
-from srvkit.server.guard import LimitSettings, Seats
+from srvkit.net.parent_socket import ParentSocket
+from srvkit.net.send_queue import end_reading
+from srvkit.server.limits import ConnectionLimit, LimitSettings
 from srvkit.server.lingering import Lingering
-from srvkit.server.polling import WakingFlag, replaced_selector, wait_readable
-from srvkit.server.unclaimed import unclaimed
+from srvkit.server.overridable import overridable
+from srvkit.server.stdlib_loop import ShutdownFlag, replaced_selector, wait_readable
 
 log = logging.getLogger("srvkit.server")
 
@@ -83,24 +83,24 @@ class BaseServer:
     child_signals: ChildSignals | None = None
     on_serving: Callable[[], None] | None = None  # called in the loop, in its first turn
 
-    socket: Any  # the listening socket; in a server of several the one that brought the request at hand
+    socket: Any  # the listening socket; in a server of several, the one the current request came in by
     # Programs set attributes of their own, `_loop` say: such names of ours say whose they are.
     _srvkit_listeners: Sequence[
         Listener
     ] = ()  # the sockets of a server from TOML; else there is just self.socket
-    _srvkit_seats: Seats | None = None
+    _srvkit_seats: ConnectionLimit | None = None
     _srvkit_lingering: Lingering | None = (
         None  # connections whose peers have not ended, once they were handled
     )
     has_peers = False  # whether other processes wait for the same listening sockets
     shared: frozenset[int] = frozenset()  # listeners whose queues others serve when this server has stopped
-    draining = False  # whether begin_drain() was called: conversations end after the message at hand
+    draining = False  # whether drain() was called: conversations end after the current message
     patience = 0.0  # while draining: seconds in which who has just connected is expected to say a first word
     _srvkit_pauses: Any = frozenset()  # why no requests are accepted; each server has a set of its own
-    _srvkit_loop: Readiness | None = None
+    _srvkit_loop: EventLoop | None = None
     lives_in_loop = False  # whether the connections of its model do
-    __shutdown_request: Any = WakingFlag()  # programs set it where they cannot wait for shutdown()
-    _shared_loop: Readiness | None = None
+    __shutdown_request: Any = ShutdownFlag()  # programs set it where they cannot wait for shutdown()
+    _shared_loop: EventLoop | None = None
     _srvkit_loop_thread: int | None = None
     _srvkit_burst = 1
     _waits_to_take = True  # whether get_request() blocks where the socket does
@@ -108,7 +108,7 @@ class BaseServer:
     _may_gather = False
     taking_requests = False  # whether further requests may follow before requests_taken() is called
     _srvkit_more = False  # whether another request may be waiting at the listener being drained
-    _takes_the_rest = False  # whether what is taken is what waited when the server was told to drain
+    _drains_backlog = False  # whether what is taken is what waited when the server was told to drain
     _failures_in_a_row = 0  # to get a request, in a row
     _shortage: BaseException | None = None  # because of which accepting was paused last
     _last_complaint = 0.0
@@ -177,24 +177,24 @@ class BaseServer:
             self.__is_shut_down.set()
             self._srvkit_loop_thread = None
 
-    def use_loop(self, loop: Readiness) -> None:
+    def use_loop(self, loop: EventLoop) -> None:
         """Serve in this loop, with whatever else is watched there, and not in one of the server's own.
 
         The caller closes it.
         """
         self._shared_loop = loop
 
-    def make_loop(self) -> Readiness:
+    def make_loop(self) -> EventLoop:
         """Make a loop of the server's own; it is closed when `serve_forever` ends. May be overridden."""
-        return Readiness()
+        return EventLoop()
 
-    def loop_begins(self, loop: Readiness) -> None:
+    def loop_begins(self, loop: EventLoop) -> None:
         """Watch whatever else matters while `loop` serves. May be extended."""
 
-    def loop_ends(self, loop: Readiness) -> None:
+    def loop_ends(self, loop: EventLoop) -> None:
         """Put away what lived in `loop`, which serves no longer but still works. May be extended."""
 
-    def __serve(self, loop: Readiness, poll_interval: float) -> None:
+    def __serve(self, loop: EventLoop, poll_interval: float) -> None:
         polled = not getattr(self.service_actions, "event_driven", False)
         # An overridden service_actions expects to be called after each single request.
         self._srvkit_burst = 1 if polled else self._burst_size()
@@ -256,8 +256,8 @@ class BaseServer:
         """Ask the `serve_forever` loop to stop and do not wait; safe from threads and signal handlers."""
         self.__shutdown_request = True  # which wakes the loop
 
-    def begin_drain(self, patience: float = 0.0) -> None:
-        """Stop as a good host does: no new requests, those at hand may finish, then `serve_forever` ends.
+    def drain(self, patience: float = 0.0) -> None:
+        """Stop gracefully: accept nothing new, let open requests finish, then end `serve_forever`.
 
         What waits in the kernel's queue is still taken, as room for it comes free; connections that are
         idle between two messages end at once. So do those that have not said anything yet, unless there
@@ -273,16 +273,16 @@ class BaseServer:
         if loop is None:
             self.stop_serving()
         else:
-            loop.call_soon(self._take_the_rest)
+            loop.call_soon(self._drain_backlog)
 
     def runs_here(self) -> bool:
         """Tell whether the caller is a handler of this server: its loop's thread, or one of its own."""
         return self._srvkit_loop_thread == get_ident()
 
-    def when_closed(self, callback: Callable[[], None]) -> None:
+    def on_stopped_listening(self, callback: Callable[[], None]) -> None:
         """Call back, in the loop's thread, when nothing more comes by the addresses that others share.
 
-        To be called after `begin_drain`, which sees to that.
+        To be called after `drain`, which sees to that.
         """
         loop = self._srvkit_loop
         if loop is None:
@@ -290,7 +290,7 @@ class BaseServer:
         else:
             loop.call_soon(callback)
 
-    def cut_off(self) -> int:
+    def abort_all(self) -> int:
         """End the requests that are still open, whatever they are doing; return how many there were.
 
         What still waits in the kernel's queue is left there. Safe from any thread. Datagrams have no
@@ -301,14 +301,14 @@ class BaseServer:
         if loop is not None:
             if self._srvkit_lingering is not None:
                 loop.call_soon(partial(self._srvkit_lingering.end, loop))
-            loop.call_soon(self._close_the_door)
+            loop.call_soon(self._stop_listening)
         requests = self.requests_at_hand()
         for request in requests:
             with suppress(OSError, AttributeError):  # gone already, or a datagram
                 request.shutdown(socket.SHUT_RDWR)
         return len(requests)
 
-    def cut_request(self, request: Any) -> bool:
+    def abort_request(self, request: Any) -> bool:
         """End one request, whatever its handler is doing; return False where that is not possible."""
         try:
             request.shutdown(socket.SHUT_RDWR)
@@ -316,7 +316,7 @@ class BaseServer:
             return False
         return True
 
-    def _take_the_rest(self) -> None:
+    def _drain_backlog(self) -> None:
         """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
         for listener in self._srvkit_listeners:
             if listener.fileno() >= 0 and listener.number in self.shared:
@@ -330,16 +330,16 @@ class BaseServer:
             self._take_what_waits(listener)
             if self._srvkit_more:  # a burst of many, or no room
                 assert self._srvkit_loop is not None
-                self._srvkit_loop.call_later(0, self._take_the_rest)
+                self._srvkit_loop.call_later(0, self._drain_backlog)
                 return
-        self._close_the_door()
+        self._stop_listening()
 
     def _take_what_waits(self, listener: Listener) -> None:
-        self._takes_the_rest = True
+        self._drains_backlog = True
         self._taker(listener)()
-        self._takes_the_rest = False
+        self._drains_backlog = False
 
-    def _close_the_door(self) -> None:
+    def _stop_listening(self) -> None:
         self.pause_accepting(STOPPING)
         for listener in self._srvkit_listeners:
             if listener.is_stream:  # datagrams' handlers may still answer through theirs
@@ -350,7 +350,7 @@ class BaseServer:
         if STOPPING in self._srvkit_pauses and not self.requests_at_hand() and not self._srvkit_lingering:
             self.stop_serving()
 
-    @unclaimed
+    @overridable
     def listeners(self) -> Sequence[Listener]:
         """The listeners of a server from TOML; empty in any other."""
         return self._srvkit_listeners
@@ -389,7 +389,7 @@ class BaseServer:
             self._get_request_failed(error)
             return
         if self._srvkit_seats is not None and not self._srvkit_seats.take(request):
-            log.warning("%s: no seat free for %s, closed", self._name(), display(client_address))
+            log.warning("%s: connection limit reached: closed %s", self._name(), display(client_address))
             self.refuse_request(request)
             return
         if not self.verify_request(request, client_address):
@@ -479,13 +479,13 @@ class BaseServer:
     def datagram_dropped(self) -> None:
         """Hear of a datagram that was no message, or too long to be handed over; in whatever thread."""
 
-    def leave_to_parent(self, request: Any) -> None:
+    def close_in_child(self, request: Any) -> None:
         """Close, in a forked child, the listening sockets that its request has no use for."""
         answers_through_it = isinstance(request, tuple)  # a datagram
         for listener in self._srvkit_listeners:
-            listener.leave(keep_socket=answers_through_it)
+            listener.close_in_child(keep_socket=answers_through_it)
         if not self._srvkit_listeners and not answers_through_it:
-            self.socket = LeftSocket(self.socket)
+            self.socket = ParentSocket(self.socket)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the error that is being handled. May be overridden; the server goes on afterwards."""
@@ -538,7 +538,7 @@ class BaseServer:
         if loop is None or self._srvkit_pauses:
             return
         if self.draining and self._srvkit_listeners:
-            self._take_the_rest()
+            self._drain_backlog()
             return
         if not self._srvkit_listeners:
             loop.watch(self.fileno(), self._take_requests)
@@ -551,7 +551,7 @@ class BaseServer:
             return self._take_requests
 
         def take_requests() -> None:
-            self.socket = listener.socket  # the steps read self.socket: it is the listener at hand
+            self.socket = listener.socket  # the steps read self.socket: the current listener
             self._take_requests()
 
         return take_requests
@@ -576,7 +576,7 @@ class BaseServer:
             self.__shutdown_request
             or bool(self._srvkit_pauses)
             # Told to while the handler of one was at work. Of any other server it is the program's own word.
-            or bool(self.draining and self._srvkit_listeners and not self._takes_the_rest)
+            or bool(self.draining and self._srvkit_listeners and not self._drains_backlog)
         )
 
     def requests_taken(self) -> None:

@@ -26,7 +26,7 @@ from srvkit.net.connection import (
     STOPPED,
     TimedConnection,
 )
-from srvkit.net.untaken import AF_UNIX, FITS, LONGEST, SILENCE, family, untaken
+from srvkit.net.send_queue import AF_UNIX, FITS, LONGEST, SILENCE, family, untaken
 
 MOST = 256  # connections of a server; the one that waits longest makes room
 SPEAKING = (CLOSED, BAD_MESSAGE, ERROR)  # outcomes of connections whose peers may be saying something

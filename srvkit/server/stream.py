@@ -14,7 +14,7 @@ from srvkit.contracts import open_names
 from srvkit.net.connection import Connection, TimedConnection, accept, unmapped
 from srvkit.net.listener import Listener
 from srvkit.server.base import BURST, MAX_CONNECTIONS, BaseServer
-from srvkit.server.guard import Seats
+from srvkit.server.limits import ConnectionLimit
 from srvkit.server.lingering import Lingering, has_to_linger, wait_out
 
 SHUT_WR = int(socket.SHUT_WR)
@@ -81,7 +81,7 @@ class TCPServer(BaseServer):
             server.server_address = listeners[0].address.path
         if cls.limits is not None:
             server._srvkit_lingering = Lingering(server.close_request, server._stop_when_empty)
-            server._srvkit_seats = Seats(
+            server._srvkit_seats = ConnectionLimit(
                 cls.limits.max_connections,
                 cls.limits.when_full,
                 lambda: server.pause_accepting(MAX_CONNECTIONS),

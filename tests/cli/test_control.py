@@ -19,7 +19,7 @@ import pytest
 
 from srvkit.cli.status import connection_lines, duration, plain, size, status_lines
 from srvkit.config.model import SrvkitSettings
-from srvkit.process.places import control_path
+from srvkit.process.runtime_paths import control_path
 
 PATIENCE = 30
 CONFIG = '[srvkit]\ncontrol = "c.sock"\n[server.echo]\nlisten = "tcp://127.0.0.1:7007"\nhandler = "echo"\n'

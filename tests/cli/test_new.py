@@ -70,7 +70,7 @@ def test_a_handler_its_test_and_its_table_are_written(folder, run, capsys):
 def test_the_handler_is_offered_under_its_name(folder, run):
     run("answering-machine")
     offer = make_manager(["handlers"], folder=folder).handlers["answering_machine"]
-    assert offer.thing.__name__ == "AnsweringMachine"
+    assert offer.cls.__name__ == "AnsweringMachine"
 
 
 def test_the_written_tests_pass_and_fail_with_a_broken_handler(folder, run):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import srvkit
-from srvkit.concurrency import crew
+from srvkit.concurrency import executor as crew
 
 ANY = ("127.0.0.1", 0)
 PATIENCE = 30
@@ -303,7 +303,7 @@ def test_idle_threads_do_not_keep_a_program_from_ending(kind: str, run_code: Any
     """Whether or not somebody closes the server, and although the threads are no daemons."""
     program = run_code(
         "import socket, threading, srvkit\n"
-        "from srvkit.concurrency import crew\n"
+        "from srvkit.concurrency import executor as crew\n"
         "crew.PATIENCE = 3600\n"
         "class Echo(srvkit.StreamRequestHandler):\n"
         "    def handle(self):\n"

@@ -20,9 +20,9 @@ from srvkit.net.connection import Connection, TimedConnection
 from srvkit.net.framing import Lines, Raw
 from srvkit.plugins.hookspecs import hookimpl
 from srvkit.plugins.manager import Offer, Plugins, make_manager
-from srvkit.server.asynchronous import AsyncHandler
-from srvkit.server.handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
-from srvkit.server.message import MessageHandler
+from srvkit.server.async_handler import AsyncHandler
+from srvkit.server.blocking_handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from srvkit.server.message_handler import MessageHandler
 
 
 class Message(MessageHandler):

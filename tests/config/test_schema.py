@@ -59,7 +59,7 @@ SERVER = {"listen": "tcp://127.0.0.1:0", "handler": "echo"}
 def made() -> dict[str, Any]:
     plugins = make_manager()
     offers = (plugins.handlers, plugins.models, plugins.framings)
-    return schema(*({name: offer.thing for name, offer in some.items()} for some in offers))
+    return schema(*({name: offer.cls for name, offer in some.items()} for some in offers))
 
 
 @pytest.fixture(scope="module")

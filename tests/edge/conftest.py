@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import trustme
 
-from srvkit.process.asking import ask
+from srvkit.process.control_client import ask
 
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
 PLUGIN = Path(__file__).with_name("edge_handlers.py")

@@ -31,7 +31,7 @@ TABLES = {
     "group": (USERS.replace("edge", "group") + f'allow = ["gid:{MINE}"]\n',),
     "user-first": (USERS.replace("edge", "first") + f'allow = ["uid:{ME}"]\ndeny = ["gid:{MINE}"]\n',),
 }
-NO = "refused: the rules of access do not let it in"
+NO = "refused: denied by access rules"
 
 
 def come_from(host: str, address: str) -> socket.socket:

@@ -279,4 +279,4 @@ def test_one_that_stalls_does_not_cost_the_worker(
     program.wait_for("outcome: tls-timeout")
     assert say(client(address), b"hello") == b"hello"
     assert program.end() == 0
-    assert "has not come round" not in program.log
+    assert "no heartbeat" not in program.log

@@ -17,7 +17,7 @@ import pytest
 
 import srvkit
 from srvkit import Lines, MessageHandler
-from srvkit.process.asking import ask
+from srvkit.process.control_client import ask
 
 PATIENCE = 30
 MIB = 1 << 20

@@ -180,7 +180,7 @@ def test_only_those_who_are_trusted_may_say_so(
     except ConnectionError:
         pass
     assert ended(sock) == b""
-    program.program.wait_for(f"{cell}: .* refused: it is no trusted proxy")
+    program.program.wait_for(f"{cell}: .* refused: not a trusted proxy")
     assert program.handled(cell, ("192.0.2.12", 4711)) == 0
     assert "192.0.2.12" not in program.program.log
 
@@ -196,7 +196,7 @@ def test_rules_of_access_are_about_the_client(
     assert ended(sock) == b""
     where = f"[{source}]" if ":" in source else source
     who = re.escape(f"{cell}: {where}:4711 ")
-    edge("proxy").program.wait_for(f"{who}refused: the rules of access do not let it in")
+    edge("proxy").program.wait_for(f"{who}refused: denied by access rules")
     assert edge("proxy").handled(cell, (source, 4711)) == 0
 
 

@@ -23,7 +23,7 @@ import injector
 from rig import PATIENCE, Case, Rig, Unsound
 from scenarios import SCENARIOS, Scenario
 
-from srvkit.process.asking import ControlError
+from srvkit.process.control_client import ControlError
 
 MORE_THAN_THERE_ARE = 3_000_000  # objects made in a scenario
 QUIET = 0.3  # seconds in which nothing more is expected to happen, where nobody says when it is over
@@ -119,7 +119,7 @@ def record(scenario: Scenario, rigs: Rigs) -> list[tuple[str, int]]:
     scenario.act(rig)
     rig.settle()
     time.sleep(QUIET)
-    recorded = [one for one in rig.recorded() if scenario.asks or "process/control.py" not in one[0]]
+    recorded = [one for one in rig.recorded() if scenario.asks or "process/control_server.py" not in one[0]]
     recorded = [one for one in recorded if scenario.only in one[0]]
     scenario.later(rig)
     rig.settle()
@@ -184,7 +184,7 @@ def _run_ends(rigs: Rigs, choose: Choose, act: Callable[[Rig, Callable[[], None]
     rig = rigs.fresh()
     act(rig, rig.record, "")
     recorded = [
-        one for one in rig.recorded() if "process/control.py" not in one[0] or "_accept" not in one[0]
+        one for one in rig.recorded() if "process/control_server.py" not in one[0] or "_accept" not in one[0]
     ]
     outcome = Outcome(sites=len({site for site, _ in recorded}))
     for case in choose(cases_of(recorded)):

@@ -272,7 +272,7 @@ class System:
 
 # On a build without it, an extension that does not say that it can do without brings the lock back.
 GIL = """
-import sys, srvkit.config.typed
+import sys, srvkit.config.convert
 enabled = getattr(sys, "_is_gil_enabled", bool)()
 print("; with the interpreter's lock back" if enabled and "t" in sys.abiflags else "")
 """

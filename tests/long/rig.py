@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import injector
 
-from srvkit.process.asking import ControlError, ask
+from srvkit.process.control_client import ControlError, ask
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

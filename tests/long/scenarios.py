@@ -12,7 +12,7 @@ from typing import Any
 
 from rig import WANTED, Rig, Unsound
 
-from srvkit.process.asking import ControlError
+from srvkit.process.control_client import ControlError
 
 # ---- what is done with it
 
@@ -112,7 +112,7 @@ class Taken(Refused):
 class Watched(Hup):
     """A reload that comes by itself, because a file was edited."""
 
-    only = "process/watching.py"
+    only = "process/reloader.py"
     settings = {"reload": True}
 
     def act(self, rig: Rig) -> None:
@@ -173,7 +173,7 @@ class Usr2(Scenario):
                 raise Unsound(f"the supervisor has ended: {rig.last_words()}")
             return bool(
                 re.search(
-                    "reloaded: this is|the reload has failed|nothing is replaced"
+                    "reloaded: this is|reload failed|nothing is replaced"
                     "|USR2: MemoryError|the end of process .*: MemoryError",
                     self.said,
                 )

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from srvkit.errors import ListenError
-from srvkit.net import inherited, unixpath
+from srvkit.net import socket_activation as inherited
+from srvkit.net import unixpath
 from srvkit.net.address import parse
 from srvkit.net.listener import SocketSettings, bind, bind_each
 
@@ -129,7 +130,7 @@ def test_a_file_that_was_replaced_meanwhile_is_left_alone(scheme: str, tmp_path:
     second = bound(f"{scheme}:{path}")
     first.close()
     assert path.is_socket()
-    assert caplog.messages == [f"{scheme}:{path}: the file is not ours any more, left alone"]
+    assert caplog.messages == [f"{scheme}:{path}: the file belongs to another process now; not removed"]
     second.close()
     assert not path.exists()
 

@@ -44,19 +44,19 @@ def {hook}():
 
 def test_hook_handlers(plugin):
     plugins = plugin(OFFER.format(hook="srvkit_handlers"))
-    assert plugins.handlers["mine"].thing is sys.modules["hooked_plugin"].Mine
+    assert plugins.handlers["mine"].cls is sys.modules["hooked_plugin"].Mine
     assert len(sys.modules["hooked_plugin"].calls) == 1
 
 
 def test_hook_concurrency(plugin):
     plugins = plugin(OFFER.format(hook="srvkit_concurrency"))
-    assert plugins.models["mine"].thing is sys.modules["hooked_plugin"].Mine
+    assert plugins.models["mine"].cls is sys.modules["hooked_plugin"].Mine
     assert len(sys.modules["hooked_plugin"].calls) == 1
 
 
 def test_hook_framings(plugin):
     plugins = plugin(OFFER.format(hook="srvkit_framings"))
-    assert plugins.framings["mine"].thing is sys.modules["hooked_plugin"].Mine
+    assert plugins.framings["mine"].cls is sys.modules["hooked_plugin"].Mine
     assert len(sys.modules["hooked_plugin"].calls) == 1
 
 

@@ -122,7 +122,7 @@ class TestFinding:
     def test_a_file_is_a_plugin(self, write, make):
         write("deep/er/one.py", offering("first"))
         offer = make("deep/er/one.py").handlers["first"]
-        assert (offer.plugin, offer.thing.__module__) == ("deep/er/one.py", "deep.er.one")
+        assert (offer.plugin, offer.cls.__module__) == ("deep/er/one.py", "deep.er.one")
 
     def test_an_import_name_is_a_plugin(self, write, make):
         write("my_pkg/my_plugin.py", offering("first"))
@@ -163,14 +163,14 @@ class TestImporting:
             "from plugs.one import Thing\n" + offering("second").replace("class Thing", "class Own"),
         )
         plugins = make("plugs")
-        assert plugins.handlers["second"].thing is plugins.handlers["first"].thing
+        assert plugins.handlers["second"].cls is plugins.handlers["first"].cls
 
     def test_a_class_imported_before_is_the_one_that_is_offered(self, write, make, project):
         write("plugs/one.py", offering("first"))
         sys.path.insert(0, str(project))
         from plugs.one import Thing  # type: ignore[import-not-found]
 
-        assert make("plugs").handlers["first"].thing is Thing
+        assert make("plugs").handlers["first"].cls is Thing
 
     def test_the_package_of_a_folder_is_imported_first(self, write, make):
         write("plugs/__init__.py", "value = 'first'\n")
@@ -212,7 +212,7 @@ class TestImporting:
         write("more/plugs/one.py", offering("second"))
         write("../plugs/one.py", offering("third"))
         handlers = make("plugs", "more/plugs", "../plugs").handlers
-        modules = [handlers[name].thing.__module__ for name in ("first", "second", "third")]
+        modules = [handlers[name].cls.__module__ for name in ("first", "second", "third")]
         assert modules == ["plugs.one", "more.plugs.one", "plugs_2.one"]
 
     def test_a_later_manager_takes_the_name_over_from_another_folder(self, write, make, project):
@@ -220,7 +220,7 @@ class TestImporting:
         write("b/plugs/one.py", offering("second"))
         for folder, name in (("a", "first"), ("b", "second")):
             made = make_manager(["plugs"], folder=project / folder)
-            assert made.handlers[name].thing.__module__ == "plugs.one"
+            assert made.handlers[name].cls.__module__ == "plugs.one"
 
     @pytest.mark.parametrize(
         ("source", "what"),
@@ -384,7 +384,7 @@ class TestOffering:
     def test_a_plugin_offers_classes_by_name(self, hook, attribute, kind, write, make):
         write("plugs/one.py", offering("a.b-c_9", hook))
         offer = getattr(make("plugs"), attribute)["a.b-c_9"]
-        assert (offer.name, offer.plugin, offer.thing.__name__) == ("a.b-c_9", "plugs/one.py", "Thing")
+        assert (offer.name, offer.plugin, offer.cls.__name__) == ("a.b-c_9", "plugs/one.py", "Thing")
 
     @pytest.mark.parametrize(
         ("value", "what"),
@@ -469,7 +469,7 @@ class TestImportHandler:
     def test_a_class_of_a_plugin_is_the_same_class(self, write, make):
         write("plugs/one.py", offering("first"))
         plugins = make("plugs")
-        assert plugins.import_handler("plugs.one:Thing") is plugins.handlers["first"].thing
+        assert plugins.import_handler("plugs.one:Thing") is plugins.handlers["first"].cls
 
     @pytest.mark.parametrize(
         ("reference", "what"),

@@ -25,7 +25,7 @@ def handlers() -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[2]))
         offers = make_manager(["handlers"], folder=Path(__file__).parents[2]).handlers
-        yield {name: offer.thing for name, offer in offers.items() if offer.plugin.startswith("handlers/")}
+        yield {name: offer.cls for name, offer in offers.items() if offer.plugin.startswith("handlers/")}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from srvkit.process.asking import ask
+from srvkit.process.control_client import ask
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from srvkit.fork import fork
-from srvkit.net.readiness import Readiness
+from srvkit.net.event_loop import EventLoop
 from srvkit.process.channel import Channel, open_channel
 
 
@@ -19,7 +19,7 @@ class End:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.loop = Readiness()
+        self.loop = EventLoop()
         self.heard: list[dict[str, Any]] = []
         self.descriptors: list[int] = []
         self.ends = 0
@@ -130,8 +130,8 @@ def test_everything_that_was_said_before_the_end_can_be_read_when_there_is_no_ti
     """A process says what is wrong with hundreds of lines, and ends."""
     one, other = ends
     errors = ["x" * 150 for _ in range(650)]
-    one.channel.say({"errors": errors})
-    one.channel.say({"errors": []})
+    one.channel.send_blocking({"errors": errors})
+    one.channel.send_blocking({"errors": []})
     one.channel.close()
     other.channel.read_the_rest()
     assert other.heard == [{"errors": errors}, {"errors": []}]
@@ -141,7 +141,7 @@ def test_everything_that_was_said_before_the_end_can_be_read_when_there_is_no_ti
 
 def test_what_is_read_to_the_end_does_not_wait_for_more(ends):
     one, other = ends
-    one.channel.say({"only": 1})
+    one.channel.send_blocking({"only": 1})
     other.channel.read_the_rest()
     assert (other.heard, other.ends) == ([{"only": 1}], 0)
 
@@ -163,7 +163,7 @@ def test_waiting_until_it_is_out_does_not_mind_a_slow_reader(ends):
     if pid == 0:
         other.loop.close()  # first: what is closed next must not be taken out of the parent's epoll
         other.channel.close()
-        one.channel.say({"text": "z" * 2_000_000})
+        one.channel.send_blocking({"text": "z" * 2_000_000})
         os._exit(0)
     one.channel.close()
     while not other.ends:
@@ -187,7 +187,7 @@ def test_the_kernel_ends_a_child_that_does_not_read_when_the_other_side_is_heard
     theirs.close()
     os.read(ready, 1)
     if news == "word":
-        ours.say({"do": "stop"})
+        ours.send_blocking({"do": "stop"})
     else:
         ours.close()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGIO

@@ -125,7 +125,7 @@ def test_a_forked_process_ends_by_a_signal_and_its_worker_does_not_hear_of_it(mo
     assert -int(managed.answer(b"terminate")) in (signal.SIGUSR1, signal.SIGTERM)
     assert managed.answer(b"fork") == b"0\n"
     assert managed.workers() == before
-    assert "to be replaced" not in managed.program.log
+    assert "will be replaced" not in managed.program.log
 
 
 @pytest.mark.parametrize("model", MODELS)

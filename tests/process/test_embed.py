@@ -266,7 +266,7 @@ def test_an_endless_handler_is_cut_and_told_of(caplog):
     assert ask(server.address) == b"holding\n"
     assert server.stop(drain_timeout=0.05) is False
     assert [record.getMessage() for record in caplog.records] == [
-        "embedded: a handler does not end, left behind"
+        "embedded: a handler did not stop in time, abandoned"
     ]
     Endless.let_go.set()
 
@@ -376,8 +376,8 @@ def test_a_stop_that_the_user_interrupts_leaves_no_process(run_code):
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 server = srvkit.serve(Child, {TCP!r}, concurrency="forking")
-drain = server._process.begin_drain
-server._process.begin_drain = lambda: (drain(), os.kill(os.getpid(), signal.SIGINT))
+drain = server._process.drain
+server._process.drain = lambda: (drain(), os.kill(os.getpid(), signal.SIGINT))
 try:
     server.stop()
 except KeyboardInterrupt:

@@ -55,7 +55,7 @@ def assert_replaced(managed, line, function="obey"):
             assert client.read() == b""
     os.close(pidfd)
     log = managed.program
-    log.wait_for(f"a: worker {pid} is ended: its loop has not come round for {TIMEOUT:g} seconds$")
+    log.wait_for(f"a: worker {pid} killed: no heartbeat for {TIMEOUT:g} seconds$")
     log.wait_for(f"a: worker {pid}: its stacks when it ended$")
     log.wait_for(f"a: worker {pid} was killed by SIGABRT$")
     stacks = log.log.partition(f"{pid}: its stacks when it ended")[2].partition("was killed by")[0]
@@ -72,7 +72,7 @@ def assert_left_alone(managed, exchange, names=("a",)):
     began = time.monotonic()
     exchange(lambda: time.sleep(max(0.0, began + 3 * TIMEOUT - time.monotonic())))
     assert [managed.workers(name) for name in names] == before
-    assert " is ended: " not in managed.program.log
+    assert " killed: " not in managed.program.log
 
 
 @pytest.mark.parametrize("line", [b"spin", b"sleep"])
@@ -120,11 +120,11 @@ def test_all_stacks_are_there_where_a_fatal_signal_shows_one_thread(
     """As on builds of Python without the interpreter's lock, which this one may be or not."""
     (tmp_path / "as_there.py").write_text(
         "import faulthandler, signal, sys\n"
-        "from srvkit.process import supervised, workers\n"
+        "from srvkit.process import worker_main, worker_pool\n"
         "from srvkit.cli.main import main\n"
         "enable = faulthandler.enable\n"
         "faulthandler.enable = lambda file: enable(file, all_threads=False)\n"
-        "supervised.ASK_FOR_STACKS = workers.ASK_FOR_STACKS = signal.SIGURG\n"
+        "worker_main.ASK_FOR_STACKS = worker_pool.ASK_FOR_STACKS = signal.SIGURG\n"
         "sys.argv[0] = 'srvkit'\n"
         "sys.exit(main())\n"
     )
@@ -228,7 +228,7 @@ def test_a_stopped_worker_is_replaced(model, serving):
     managed = serving(model)
     (pid,) = managed.workers()
     os.kill(pid, signal.SIGSTOP)
-    managed.program.wait_for(f"a: worker {pid} is ended: its loop has not come round")
+    managed.program.wait_for(f"a: worker {pid} killed: no heartbeat")
     managed.program.wait_for(f"a: worker {pid} was killed by SIGKILL$")
     answer = managed.answer()
     assert int(answer.split()[-1]) != pid
@@ -247,7 +247,7 @@ def test_a_stopped_supervisor_judges_nobody(who, serving):
         os.kill(pid, signal.SIGCONT)
     time.sleep(2 * TIMEOUT)
     assert managed.workers() == before
-    assert " is ended: " not in managed.program.log
+    assert " killed: " not in managed.program.log
     assert managed.answer().startswith(b"hello ")
 
 

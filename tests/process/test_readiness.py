@@ -117,7 +117,7 @@ def test_a_loop_that_cannot_be_made_is_found_before_anything_serves(model, start
     available(model)
     spoilt = {
         "gevent": "import gevent\ndef get_hub(*_): raise SystemError('no hub')\n"
-        "import srvkit.concurrency.hub as hub, srvkit.concurrency.cooperation as cooperation\n"
+        "import srvkit.concurrency.gevent.hub as hub, srvkit.concurrency.gevent.sockets as cooperation\n"
         "hub.get_hub = cooperation.get_hub = get_hub\n",
         "asyncio": "import asyncio\ndef no_loop(*_): raise SystemError('no hub')\n"
         "asyncio.SelectorEventLoop = no_loop\n",

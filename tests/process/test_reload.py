@@ -40,7 +40,7 @@ def in_thread(call, *arguments, **more):
 
 @pytest.mark.parametrize("model", ["threading", "event"])
 def test_who_connects_once_a_reload_is_answered_meets_the_new_configuration(model, managed, talking):
-    """Workers that retire have left the queue by then."""
+    """WorkerPool that retire have left the queue by then."""
     table = server(model, more="workers = 2")
     managed.write(table)
     managed.begin()
@@ -353,7 +353,7 @@ def test_a_file_that_is_gone_changes_nothing(managed):
     before = managed.workers()
     (managed.folder / "srvkit.toml").unlink()
     managed.signal(signal.SIGHUP)
-    managed.program.wait_for("the reload has failed, everything goes on as before$")
+    managed.program.wait_for("reload failed; still serving the previous configuration$")
     assert managed.workers() == before
 
 

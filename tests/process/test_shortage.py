@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-FAILED = "the reload has failed, everything goes on as before$"
+FAILED = "reload failed; still serving the previous configuration$"
 RUN = '\nimport runpy\nrunpy.run_module("srvkit", run_name="__main__", alter_sys=True)\n'
 
 # A name server, and a directory of users, that answer when the pipe of this name is opened.
@@ -196,7 +196,7 @@ def test_a_refused_reload_leaves_the_log_alone_that_it_would_have_had(managed, t
         server() + '[logging]\nfile = "new.log"\n', talking.replace('wait_at("gate")', "raise OSError()")
     )
     assert not managed.ask(do="reload")["ok"]
-    assert "everything goes on as before" in old.read_text()
+    assert "still serving the previous configuration" in old.read_text()
     assert managed.program.end() == 0
     assert "SIGTERM: stopping" in old.read_text()
 
@@ -209,7 +209,7 @@ def test_the_file_of_a_socket_that_somebody_removed_is_made_anew(kind, managed):
     path.unlink()
     managed.reload()
     assert path.is_socket()
-    managed.program.wait_for(r"a\.sock: its file was gone, and is made anew$")
+    managed.program.wait_for(r"a\.sock: its file was removed; created it again$")
     if kind == "unix":
         assert managed.answer(address="unix:a.sock").startswith(b"hello ")
     # It is claimed still, and removed at the end.
@@ -217,7 +217,7 @@ def test_the_file_of_a_socket_that_somebody_removed_is_made_anew(kind, managed):
     assert "running already" in managed.command("run").stderr
     assert managed.program.end() == 0
     assert not path.exists()
-    assert "not ours" not in managed.program.log
+    assert "belongs to another process" not in managed.program.log
 
 
 def test_the_path_of_a_removed_socket_that_another_has_by_now_is_left_to_it(managed):
@@ -255,7 +255,7 @@ def test_control_socket_lock_and_pid_file_that_somebody_removed_are_made_anew(ma
     (managed.folder / "srvkit.pid").unlink()
     managed.signal(signal.SIGHUP)
     managed.program.wait_for("reloaded: this is generation 2$")
-    managed.program.wait_for("the file was gone, and is made anew$", times=3)
+    managed.program.wait_for("the file was removed; created it again$", times=3)
     assert managed.command("status").returncode == 0
     assert "running already" in managed.command("run").stderr
     assert (managed.folder / "srvkit.pid").read_text() == f"{managed.program.pid}\n"
@@ -271,7 +271,7 @@ def test_they_are_made_anew_without_a_reload_too_and_what_a_reload_would_do_is_s
     (managed.folder / "a.sock").unlink()
     (managed.folder / "ctl.sock").unlink()
     managed.program.wait_for(r"a\.sock: its file is gone; a reload makes it anew$")
-    managed.program.wait_for(r"ctl\.sock: the file was gone, and is made anew$")
+    managed.program.wait_for(r"ctl\.sock: the file was removed; created it again$")
     assert managed.command("reload").returncode == 0
     assert managed.answer(address="unix:a.sock").startswith(b"hello ")
     assert len(re.findall("a reload makes it anew", managed.program.log)) == 1
@@ -298,7 +298,7 @@ def test_a_folder_that_was_removed_ends_nothing(number, managed, start, eventual
 
             shutil.rmtree(folder)
             os.kill(program.pid, number)
-            eventually(has, "everything goes on as before|cannot reopen|nothing is replaced")
+            eventually(has, "still serving the previous configuration|cannot reopen|nothing is replaced")
             with managed.connect(f"tcp://127.0.0.1:{port}") as sock:
                 sock.sendall(b"hello\n")
                 assert sock.recv(9) == b"hello\n"
@@ -320,13 +320,13 @@ def test_no_process_is_to_be_had_for_a_reload_a_new_installation_or_a_worker(man
     lack = managed.folder / "no-process"
     lack.touch()
     managed.signal(signal.SIGUSR2)
-    managed.program.wait_for("nothing is replaced: no process can be had: Resource temporarily unavailable$")
+    managed.program.wait_for("nothing is replaced: cannot fork a process: Resource temporarily unavailable$")
     done = managed.command("reload")
     assert done.returncode == 1
-    assert re.search("no process can be had: Resource temporarily unavailable", done.stderr)
+    assert re.search("cannot fork a process: Resource temporarily unavailable", done.stderr)
     assert managed.workers() == [worker]
     os.kill(worker, signal.SIGKILL)
-    managed.program.wait_for("a: no worker can be started: no process can be had")
+    managed.program.wait_for("a: cannot start a worker: cannot fork a process")
     assert managed.ask(do="status")["state"] == "running"
     lack.unlink()
     eventually(managed.workers)  # it is tried again by itself
@@ -401,7 +401,7 @@ def breaking(module, name, condition, error="KeyError('unexpected')"):
 @pytest.mark.parametrize(
     ("name", "condition"),
     [
-        ("ListeningSockets.__init__", "len(turns) == 2"),
+        ("SocketSet.__init__", "len(turns) == 2"),
         ("descriptors.make_room", "len(turns) == 2"),
         ("open_channel", "len(turns) == 2"),
     ],
@@ -445,13 +445,13 @@ def test_a_signal_is_not_lost_because_another_one_raised(managed):
 
 
 def test_hung_workers_are_noticed_also_after_a_look_that_raised(managed, eventually):
-    code = breaking("workers", "Workers.look", "len(turns) < 3")
+    code = breaking("worker_pool", "WorkerPool.look", "len(turns) < 3")
     managed.write(server(more='concurrency = "event"'), general='heartbeat_timeout = "500ms"')
     managed.program = managed.start("-c", code, "run")
     managed.program.wait_for("listening on ")
     (worker,) = managed.workers()
     with managed.talk(b"spin"):
-        managed.program.wait_for(f"worker {worker} is ended: its loop has not come round")
+        managed.program.wait_for(f"worker {worker} killed: no heartbeat")
         eventually(lambda: managed.workers() not in ([], [worker]))
     assert managed.program.end() == 0
 
@@ -475,7 +475,7 @@ def test_what_a_plugin_says_on_a_channel_harms_nobody(managed, talking, eventual
     workers = managed.workers()
     before = len(descriptors_of(managed.program.pid))
     assert managed.answer(b"babble").startswith(b"babble ")
-    managed.program.wait_for("what came over a channel is no message: b'no json'")
+    managed.program.wait_for("not a message on a channel: b'no json'")
     assert managed.ask(do="connections")["silent"] == []
     eventually(lambda: len(descriptors_of(managed.program.pid)) <= before)
     goes_on(managed, workers)

@@ -158,7 +158,7 @@ def test_a_start_that_hangs_can_be_broken_off(model, hook, numbers, mode, run, t
         program.process.send_signal(number)
     if mode:
         assert program.ended() == 3
-        assert "broken off by a signal" in program.log
+        assert "interrupted by a signal" in program.log
     else:  # no client has lost anything
         assert program.ended() == 0
     assert "Traceback" not in program.log

@@ -118,7 +118,7 @@ def test_what_the_stop_did_stands_in_the_log_without_a_traceback(run, say):
     assert said[1:] == [
         "SIGTERM: stopping",
         "a: cut 2 connections that had not finished",
-        "a: does not end, left behind",
+        "a: did not stop in time, abandoned",
     ]
 
 

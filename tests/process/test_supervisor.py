@@ -257,15 +257,15 @@ def test_workers_come_and_go_by_ttin_and_ttou(managed, eventually):
     managed.write(server("serial"))
     managed.begin()
     managed.signal(signal.SIGTTIN)
-    managed.program.wait_for("a: 2 workers from now on$")
+    managed.program.wait_for("a: now 2 workers$")
     managed.signal(signal.SIGTTIN)
     eventually(lambda: len(managed.workers()) == 3)
     managed.signal(signal.SIGTTOU)
-    managed.program.wait_for("a: 2 workers from now on$", times=2)
+    managed.program.wait_for("a: now 2 workers$", times=2)
     managed.signal(signal.SIGTTOU)
-    managed.program.wait_for("a: 1 worker from now on$")
+    managed.program.wait_for("a: now 1 worker$")
     managed.signal(signal.SIGTTOU)
-    managed.program.wait_for("a: 1 worker from now on$", times=2)
+    managed.program.wait_for("a: now 1 worker$", times=2)
     eventually(lambda: len(managed.server()["workers"]) == 1)
     assert managed.answer().startswith(b"hello ")
     assert managed.server()["counters"]["lost"] == 0
@@ -340,7 +340,7 @@ def test_a_term_to_a_worker_replaces_it_without_loss(managed):
     with managed.talk(b"hold") as client:
         assert client.readline() == b"holding\n"
         os.kill(pid, signal.SIGTERM)
-        managed.program.wait_for(f"a: worker {pid} is to be replaced: TERM$")
+        managed.program.wait_for(f"a: worker {pid} will be replaced: TERM$")
         gate.open()
         assert client.readline() == b"hold one %d\n" % pid
         assert client.readline() == b""
@@ -435,7 +435,7 @@ def test_workers_that_retire_after_so_many_requests_lose_none(managed, load, eve
     managed.begin()
     address, before = managed.address(), managed.workers()
     with load(lambda: managed.connect(address)) as it:
-        managed.program.wait_for("is to be replaced: max_requests$", times=5)
+        managed.program.wait_for("will be replaced: max_requests$", times=5)
     it.verify()
     eventually(lambda: len(managed.server()["workers"]) == 2)
     assert not set(managed.workers()) & set(before)
@@ -450,7 +450,7 @@ def test_a_worker_that_has_grown_too_large_is_replaced(managed, eventually):
     managed.begin()
     (pid,) = managed.workers()
     assert managed.answer(b"big") == b"big one %d\n" % pid
-    managed.program.wait_for(f"a: worker {pid} is to be replaced: max_rss$")
+    managed.program.wait_for(f"a: worker {pid} will be replaced: max_rss$")
     eventually(lambda: not os.path.exists(f"/proc/{pid}"))
     (new,) = eventually(managed.workers)
     assert new != pid

@@ -228,7 +228,7 @@ def test_a_program_that_takes_the_place_of_this_one_begins_as_it_did(
     """The same sockets under the same names, and the same notifier; one that cannot start gets nothing."""
     code = (
         "import os, sys\n"
-        "from srvkit.net import inherited\n"
+        "from srvkit.net import socket_activation as inherited\n"
         "from srvkit.process import systemd\n"
         "notifier = systemd.begin()\n"
         "print(sys.argv[1], notifier, [(one.name, one.fd) for one in inherited.passed()], flush=True)\n"

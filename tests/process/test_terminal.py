@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30
 
-ASK = """
+NO_REPLY = """
 from srvkit import Lines, MessageHandler, hookimpl
 
 class Ask(MessageHandler):
@@ -103,7 +103,7 @@ def terminal(tmp_path):
     opened = []
 
     def run(model: str, *arguments: str, background: bool = False) -> Terminal:
-        (tmp_path / "plugin.py").write_text(ASK)
+        (tmp_path / "plugin.py").write_text(NO_REPLY)
         (tmp_path / "srvkit.toml").write_text(CONFIG.format(model))
         command = ["-m", "srvkit", "run", *arguments]
         if background:
@@ -150,7 +150,7 @@ def test_a_job_in_the_background_writes_its_log_and_keeps_its_workers(model, ter
     program.wait_for("printed hi")
     program.wait_for(" eof after ")
     assert program.end(signal.SIGUSR1) == 0
-    assert "from now on" not in program.shown  # SIGTTOU would take a worker away
+    assert ": now " not in program.shown  # SIGTTOU would take a worker away
 
 
 @MODES

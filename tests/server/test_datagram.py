@@ -358,7 +358,7 @@ def test_a_datagram_being_handled_counts_among_what_is_cut_off(model: str) -> No
     with srvkit.serve(Hold, "udp://127.0.0.1:0", concurrency=model) as server, udp(server.address) as sock:
         sock.send(b"hello")
         assert held.wait(PATIENCE)
-        cut = server.server.cut_off()
+        cut = server.server.abort_all()
         release.set()
         assert cut == 1
         assert sock.recv(10) == b"hello"
@@ -380,7 +380,7 @@ def test_what_has_arrived_is_answered_when_the_server_drains(model: str) -> None
         assert held.wait(PATIENCE)
         for number in range(1, 200):
             sock.send(b"%d" % number)
-        server.server.begin_drain()
+        server.server.drain()
         release.set()
         assert {sock.recv(10) for _ in range(200)} == {b"%d" % number for number in range(200)}
 

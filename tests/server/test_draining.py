@@ -202,7 +202,7 @@ def test_after_the_cut_the_queue_is_not_served_any_more(model: str, run_srvkit: 
             assert program.end(signal.SIGQUIT) == 1
             with contextlib.suppress(ConnectionResetError):
                 assert second.recv(1) == b""
-    assert "left behind" not in program.log
+    assert "did not stop in time" not in program.log
 
 
 class Shout(srvkit.MessageHandler):

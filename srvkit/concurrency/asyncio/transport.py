@@ -1,0 +1,677 @@
+"""A connection or a datagram with a coroutine of its own, on an asyncio loop.
+
+A `StreamTransport` is the transport under the coroutine's streams: it moves the bytes, keeps the limits, and
+sees to the end, whichever side it comes from. Handlers are known by `handle()`, servers by their steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from contextvars import Context
+from time import monotonic
+from typing import Any
+
+from srvkit.concurrency.asyncio.loop import TaskLoop
+from srvkit.concurrency.asyncio.streams import LIMIT, Reader, Writer
+from srvkit.errors import EscapedError, FrameError, PeerGone
+from srvkit.net.address import display
+from srvkit.net.connection import (
+    BAD_MESSAGE,
+    CLOSED,
+    DONT_WAIT,
+    EOF,
+    ERROR,
+    FIRST_BYTE_TIMEOUT,
+    IDLE_TIMEOUT,
+    REQUEST_TIMEOUT,
+    RESET,
+    STOPPED,
+    TRUNCATED,
+    WRITE_TIMEOUT,
+    Connection,
+    account_of,
+    frame_outcome,
+    lost_outcome,
+)
+from srvkit.net.datagrams import ReplySocket
+from srvkit.net.datagrams import reply as send_datagram
+from srvkit.net.event_loop import READ, WRITE
+from srvkit.net.framing import UNASKED
+from srvkit.net.tls_context import to_begin
+
+log = logging.getLogger("srvkit.server")
+
+CHUNK = 65536  # bytes of one read
+HIGH_WATER = 65536  # bytes the peer has not taken, from which on `drain()` waits
+TLS_INFO = {
+    "peercert": "getpeercert",
+    "cipher": "cipher",
+}  # what asyncio calls it, and what a connection does
+LAST_WORDS = 5.0  # seconds that a handler has, once it has read all there is of a connection that is lost
+
+
+class HandlerTask(asyncio.Transport):
+    """One request, its task, and the transport of its streams; what connections and datagrams share."""
+
+    __slots__ = (
+        "_client_address",
+        "_closing",
+        "_handled",
+        "_limits",
+        "_loop",
+        "_request",
+        "_server",
+        "_started",
+        "_task",
+        "ended",
+        "fault",
+        "high_water",
+        "outcome",
+        "pending",
+        "reader",
+        "slot",
+    )
+
+    def __init__(self, server: Any, loop: TaskLoop, request: Any, client_address: Any) -> None:
+        self._server = server
+        self._loop = loop
+        self._request = request
+        self._client_address = client_address
+        self._limits = limits = server.limits
+        self._task: asyncio.Task[None] | None = None
+        self._started = False  # whether the task has taken its first step
+        self._closing = False
+        self._handled = False  # whether the handler has returned
+        self.reader = Reader(self, loop.aio, LIMIT if limits is None else limits.max_message)
+        self.fault: Exception | None = None  # why the peer cannot be talked to any more
+        self.pending = 0  # bytes that are written and not sent
+        self.high_water = HIGH_WATER
+        self.outcome = ""
+        self.slot: Any = None  # of `TimerWheel`
+        self.ended = False
+
+    def begin(self) -> None:
+        """Have the task started, when what has arrived so far was read: then it need not wait for it."""
+        self._server.links[self] = None
+        self._loop.start_soon(self)
+
+    def start(self) -> None:
+        """Start the task, in a context of its own."""
+        if not self.ended:
+            self._task = self._loop.aio.create_task(self._see_through(), context=Context())
+
+    def cut(self) -> None:
+        """End at once: the server stops and waits no longer."""
+        if self.ended:
+            return
+        self.outcome = self.outcome or STOPPED
+        self._cancel()
+        if not self._started or self._handled:  # else the task sees to it
+            self._end()
+
+    def leave_behind(self) -> None:
+        """End, although the handler does not."""
+        self._end()
+
+    @property
+    def request(self) -> Any:
+        """The connection's socket, or the datagram."""
+        return self._request
+
+    def end_if_idle(self) -> None:
+        """Do nothing: only the handler knows whether it is between two requests."""
+
+    def is_closing(self) -> bool:
+        return self._closing or self.ended
+
+    async def room(self) -> None:
+        """Return when there may be room for more."""
+
+    async def wait_closed(self) -> None:
+        """Return when what was written is out, or lost."""
+
+    async def _see_through(self) -> None:
+        self._started = True
+        server = self._server
+        try:
+            handler = server.RequestHandlerClass(self._request, self._client_address, server)
+            handler.reader = self.reader
+            handler.writer = Writer(self, self.reader, self._loop.aio)
+            await handler.handle()
+        except BaseException as error:
+            self._failed(error)
+        finally:
+            self._handled = True
+            if not self.ended:
+                self._finish()
+
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            if self.ended or self.outcome == STOPPED:
+                return
+            error = self.fault or error  # what it was cancelled for
+        elif self.ended:
+            return
+        if error is self.reader.fault and isinstance(error, Exception):
+            self._blame_peer(self._blamed(error), error)
+        elif isinstance(error, FrameError):
+            self._blame_peer(frame_outcome(error), error)
+        self.outcome = self.outcome or ERROR
+        contained = self._server.contain_exit or isinstance(error, asyncio.CancelledError)
+        try:
+            if contained and not isinstance(error, Exception):
+                raise EscapedError(f"the handler raised {type(error).__name__}") from error
+            raise error
+        except Exception:
+            self._server.handle_error(self._request, self._client_address)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _blamed(self, fault: Exception) -> str:
+        """Return the outcome of what the reader has found wrong."""
+        return BAD_MESSAGE
+
+    def _blame_peer(self, outcome: str, fault: Exception) -> None:
+        """Note what the peer did; the server tells by it whose fault an exception is."""
+        self.outcome = self.outcome or outcome
+        account = account_of(self._request)
+        if isinstance(account, (Connection, ReplySocket)):
+            account.outcome = self.outcome
+            account.fault = fault  # type: ignore[union-attr]
+
+    def _name(self) -> str:
+        return self._server.name or type(self._server).__name__
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        self.ended = True
+        server = self._server
+        if self.slot is not None:
+            server.timers.cancel(self)
+        server.links.pop(self, None)
+        self.reader.detach()
+        try:
+            server.shutdown_request(self._request)
+        finally:
+            if server.alone:
+                self._loop.wake()
+
+
+class StreamTransport(HandlerTask):
+    """One connection. What is written in one turn of the loop leaves in one write."""
+
+    __slots__ = (
+        "_began",
+        "_ends_writing",
+        "_moved",
+        "_open",
+        "_out",
+        "_reading",
+        "_shaking_hands",
+        "_unread",
+        "_unsent",
+        "_waiters",
+        "bytes_in",
+        "bytes_out",
+        "low_water",
+    )
+
+    def __init__(self, server: Any, loop: TaskLoop, request: Any, client_address: Any) -> None:
+        super().__init__(server, loop, request, client_address)
+        self._began = loop.now
+        self._out: list[bytes] = []
+        self._unsent: bytearray | None = None  # what the peer has not taken yet
+        self._moved = 0.0  # when it last took something of that
+        self._open = True  # whether anything may be written
+        self._ends_writing = False  # whether write_eof() was called
+        self._reading = True
+        self._shaking_hands = False  # while it becomes encrypted: what is written is kept
+        self._unread = 0  # bytes that the handler had not read when the peer was lost, or when last looked at
+        self._waiters: list[asyncio.Future[None]] | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.low_water = HIGH_WATER // 4
+
+    def begin(self) -> None:
+        super().begin()
+        self._loop.watch(self._request.fileno(), self._readable)
+        if getattr(self._request, "pending", False):  # a plain socket where a program has made the server
+            self._readable()
+        server = self._server
+        if server.first_look:
+            server.timers.schedule(self, self._began + server.first_look)
+
+    # ---- for the writer, and whoever asks for `writer.transport`
+
+    def write(self, data: Any) -> None:
+        if type(data) is not bytes:
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise TypeError(f"what is written must be bytes, not {type(data).__name__}")
+            data = bytes(data)
+        if not self._open:
+            if self._ends_writing:
+                raise RuntimeError("nothing can be written after write_eof()")
+            return  # as in asyncio: who wants to know, asks drain()
+        self.pending += len(data)
+        if self._unsent is not None:
+            self._unsent += data
+            return
+        if self._shaking_hands:
+            self._unsent = bytearray(data)
+            return
+        if not self._out:
+            self._loop.flush_soon(self)
+        self._out.append(data)
+        if self.pending >= HIGH_WATER:
+            self.flush()
+
+    def writelines(self, list_of_data: Any) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        if not (self._closing or self.ended):
+            self._ends_writing = True
+            self._open = False
+            self._loop.flush_soon(self)
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._open = self._reading = False
+            self._loop.flush_soon(self)
+
+    def abort(self) -> None:
+        self._drop()
+        self.close()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "peername":
+            return self._client_address
+        if name == "socket":
+            return self._request
+        if name == "sockname" and not self.ended:
+            return self._request.getsockname()
+        if name in TLS_INFO and getattr(self._request, "is_encrypted", False):
+            return getattr(self._request, TLS_INFO[name])()
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return self.pending
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self.low_water, self.high_water
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high is None:
+            high = HIGH_WATER if low is None else 4 * low
+        self.low_water = high // 4 if low is None else low
+        if not 0 <= self.low_water <= high:
+            raise ValueError(f"0 <= low ({low}) <= high ({high}) does not hold")
+        self.high_water = max(1, high)
+
+    def is_reading(self) -> bool:
+        return self._reading and not self.is_closing()
+
+    def pause_reading(self) -> None:
+        self._reading = False
+        self._watch()
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        self._watch()
+
+    async def room(self) -> None:
+        self.flush()
+        if self.pending >= self.high_water and self.fault is None:
+            await self._change()
+
+    async def wait_closed(self) -> None:
+        while not (self.ended or self.fault or (self._closing and not self.pending)):
+            await self._change()
+        await asyncio.sleep(0)  # everybody expects it to let others run
+
+    async def start_tls(self) -> None:
+        """Encrypt what is written and read from now on. Raises what went wrong, the peer's fault."""
+        to_begin(self._server, self._request)
+        self.flush()
+        while self.pending and self.fault is None:
+            await self._change()
+        if self.fault is not None:
+            raise self.fault
+        if self.reader.unread:
+            unasked = FrameError(UNASKED)
+            self._blame_peer(BAD_MESSAGE, unasked)
+            raise unasked
+        self._loop.unwatch(self._request.fileno())
+        over: asyncio.Future[tuple[str, Exception | None]] = self._loop.aio.create_future()
+
+        def done(outcome: str, error: Exception | None) -> None:
+            if not over.done():
+                over.set_result((outcome, error))
+
+        self._shaking_hands = True
+        self._server.secure(self._request, done)
+        try:
+            outcome, error = await over
+        except asyncio.CancelledError:
+            self._shaking_hands = False
+            self.abort()
+            raise
+        self._shaking_hands = False
+        self._moved = monotonic()  # the peer's time for what was written meanwhile begins now
+        if outcome:
+            fault = error or ConnectionError(f"no handshake: {outcome}")
+            self._blame_peer(outcome, fault)
+            raise fault
+        self.flush()
+        self._watch()
+        if getattr(self._request, "pending", False):
+            self._readable()
+
+    def _change(self) -> asyncio.Future[None]:
+        waiter = self._loop.aio.create_future()
+        if self._waiters is None:
+            self._waiters = []
+        self._waiters.append(waiter)
+        return waiter
+
+    def _wake(self) -> None:
+        if self._waiters is not None:
+            waiters, self._waiters = self._waiters, None
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    # ---- bytes on their way
+
+    def _readable(self) -> None:
+        if not self._reading:
+            self._watch()
+            return
+        try:
+            data = self._request.recv(CHUNK, DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._peer_lost(RESET, error)
+            return
+        if data:
+            self.bytes_in += len(data)
+            self.reader.feed_data(data)
+        else:
+            # It is still watched: mostly the handler returns now, and that saves a system call.
+            self._reading = False
+            self.reader.feed_eof()
+
+    def _ready(self) -> None:
+        self.flush()
+        if self._reading and not self.ended:
+            self._readable()
+
+    def flush(self) -> None:
+        """Send what is pending, as far as the peer takes it, and then what has to follow it."""
+        if self.ended or self._shaking_hands:
+            return
+        out = self._out
+        if out:
+            data: Any = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            self._send(data)
+        elif self._unsent:
+            self._send(self._unsent)
+        if not self.pending and self.fault is None and (self._closing or self._ends_writing):
+            self._shut()
+
+    def _send(self, data: Any) -> None:
+        try:
+            sent = self._request.send(data, DONT_WAIT)
+        except BlockingIOError as error:
+            sent = 0
+            if getattr(error, "characters_written", 0):  # of what is encrypted already
+                self._moved = monotonic()
+        except OSError as error:
+            self._peer_lost(RESET, error)
+            return
+        self.bytes_out += sent
+        self.pending -= sent
+        if self._unsent is not None:
+            if sent:
+                self._moved = monotonic()
+                del self._unsent[:sent]
+            if not self._unsent:
+                self._unsent = None
+                self._watch()
+            if self.pending <= self.low_water:
+                self._wake()
+        elif self.pending:
+            self._unsent = bytearray(memoryview(data)[sent:])
+            self._moved = monotonic()
+            self._watch()
+            self._reschedule()
+
+    def _shut(self) -> None:
+        if self._handled:
+            self._end()
+            return
+        try:
+            self._request.shutdown(socket.SHUT_RDWR if self._closing else socket.SHUT_WR)
+        except OSError:
+            pass  # the peer has gone first
+        if self._closing:
+            self.outcome = self.outcome or CLOSED
+            self.reader.feed_eof()
+            self._reading = False
+            self._watch()
+            self._wake()
+
+    def _watch(self) -> None:
+        if self.ended or self._shaking_hands or (self.fault is not None and not self._reading):
+            return
+        events = READ * self._reading | WRITE * (self._unsent is not None)
+        fd = self._request.fileno()
+        if events:
+            self._loop.watch(fd, self._ready if events & WRITE else self._readable, events)
+        else:
+            self._loop.unwatch(fd)
+
+    # ---- limits
+
+    def check_deadline(self) -> None:
+        """Act if a limit has passed, else be looked at again when one may have."""
+        now = monotonic()
+        if self.fault is not None:
+            before, self._unread = self._unread, self.reader.unread
+            if self._unread >= before:  # it reads no more: it was told, and has had its time
+                self._cancel()
+            self._server.timers.schedule(self, now + LAST_WORDS)
+            return
+        due, outcome = self._next_deadline(now)
+        if due and due <= now:
+            self._peer_lost(outcome, TimeoutError(f"{outcome.replace('-', '_')} is over"))
+        else:
+            self._reschedule()
+
+    def _reschedule(self) -> None:
+        if self._limits is not None and self.fault is None:
+            now = monotonic()
+            due, _ = self._next_deadline(now)
+            if not (self.bytes_in or self._handled) and self._limits.idle_timeout:
+                # Once the first byte has come, without anybody looking, this limit may be the nearer one.
+                soon = now + self._limits.idle_timeout
+                due = min(due, soon) if due else soon
+            if due:
+                self._server.timers.schedule(self, due)
+
+    def _next_deadline(self, now: float) -> tuple[float, str]:
+        """Return when a limit will have passed if nothing happens, and what that means; 0 for never."""
+        limits = self._limits
+        candidates = []
+        if self._unsent is not None and limits.write_timeout and not self._shaking_hands:
+            candidates.append((self._moved + limits.write_timeout, WRITE_TIMEOUT))
+        if not self._handled:
+            seconds, outcome = limits.idle_timeout, IDLE_TIMEOUT
+            if not self.bytes_in:
+                seconds, outcome = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
+            if seconds:
+                # A handler that does not read has its reasons; the peer's time begins when it does.
+                candidates.append(((self.reader.waiting_since or now) + seconds, outcome))
+        if limits.request_timeout:
+            candidates.append((self._began + limits.request_timeout, REQUEST_TIMEOUT))
+        return min(candidates, default=(0.0, ""))
+
+    # ---- ends
+
+    def _peer_lost(self, outcome: str, fault: Exception) -> None:
+        """Let the handler know that its peer is lost: by exception, and in the end by cancelling it."""
+        if self.fault is not None or self.ended:
+            return
+        if outcome == RESET:
+            self._read_the_rest()
+        if outcome == RESET:
+            outcome = lost_outcome(self._request, self.bytes_in)
+        is_silent = outcome == EOF
+        if self.pending or not self._closing:
+            self._blame_peer(outcome, fault)
+        self.fault = fault
+        self._unread = self.reader.unread
+        if is_silent or outcome in (RESET, WRITE_TIMEOUT):
+            self._drop()
+        if self._handled:
+            level = logging.DEBUG if outcome == EOF else logging.INFO
+            peer = display(self._client_address)
+            log.log(level, "%s: %s ended: %s (%s)", self._name(), peer, outcome, fault)
+            self._end()
+            return
+        if is_silent:
+            self.reader.feed_eof()
+        else:
+            self.reader.set_exception(fault)
+        self._wake()
+        if outcome == REQUEST_TIMEOUT:
+            self._cancel()
+        self._server.timers.schedule(self, monotonic() + LAST_WORDS)
+
+    def _read_the_rest(self) -> None:
+        """Take what has arrived of a peer that has gone: the kernel still has it, the handler is to."""
+        with suppress(OSError):
+            while not self._closing and (data := self._request.recv(CHUNK, DONT_WAIT)):
+                self.bytes_in += len(data)
+                self.reader.feed_data(data)
+
+    def _blamed(self, fault: Exception) -> str:
+        if not isinstance(fault, asyncio.IncompleteReadError):
+            return BAD_MESSAGE
+        return TRUNCATED if self.bytes_in else EOF
+
+    def _drop(self) -> None:
+        self._out.clear()
+        self._unsent = None
+        self.pending = 0
+        self._open = self._reading = False
+        self.reader.detach()  # it must not ask for more
+        self._loop.unwatch(self._request.fileno())
+
+    def _finish(self) -> None:
+        self._closing = True
+        self._open = False
+        if self._out:
+            self.flush()
+        if self.ended:
+            return
+        if self.pending and self.fault is None and self.outcome != STOPPED:
+            self._reading = False
+            self._watch()
+            self._reschedule()  # the peer has write_timeout for the rest
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if self.ended:
+            return
+        self._loop.forget(self._request.fileno())
+        if not self.outcome:
+            if self._server.cutting:
+                self.outcome = STOPPED
+            else:
+                self.outcome = EOF if self.reader.at_eof() else CLOSED
+        request = self._request
+        if isinstance(request, Connection):
+            request.outcome = self.outcome
+            request.bytes_in = self.bytes_in
+            request.bytes_out = self.bytes_out
+        self._wake()
+        super()._end()
+
+
+class DatagramTask(HandlerTask):
+    """One datagram; its handler's `writer` collects the reply."""
+
+    __slots__ = ("_replies",)
+
+    def begin(self) -> None:
+        self._replies: list[bytes] = []
+        super().begin()
+        self.reader.feed_data(self._request[0])
+        self.reader.feed_eof()
+
+    def write(self, data: Any) -> None:
+        self._replies.append(bytes(memoryview(data)))
+
+    def writelines(self, list_of_data: Any) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._closing = True
+
+    def pause_reading(self) -> None:
+        """Do nothing: all there is has arrived."""
+
+    def resume_reading(self) -> None:
+        """Do nothing."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "peername":
+            return self._client_address
+        if name == "socket":
+            return self._request[1]
+        if name == "sockname":
+            return self._request[1].getsockname()
+        return default
+
+    def _finish(self) -> None:
+        try:
+            if self._replies and self.outcome != STOPPED:
+                send_datagram(self._request[1], b"".join(self._replies), self._client_address)
+        except PeerGone as gone:
+            self._server.reply_lost(self._client_address, str(gone))
+        except OSError:
+            self._server.handle_error(self._request, self._client_address)
+            self.outcome = ERROR
+        finally:
+            self._end()
+
+    def _blame_peer(self, outcome: str, fault: Exception) -> None:
+        super()._blame_peer(outcome, fault)
+        if not isinstance(fault, FrameError):  # which the server counts, in every model
+            self._server.datagram_dropped()
+
+    def _end(self) -> None:
+        account = self._request[1]
+        if isinstance(account, ReplySocket):
+            account.outcome = self.outcome or CLOSED
+        super()._end()

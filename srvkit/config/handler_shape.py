@@ -1,0 +1,45 @@
+"""What a handler's class shows of itself before it is made: that it cannot serve, or hardly is meant to."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from srvkit.server.blocking_handler import kind_of
+
+ANSWERS_NOBODY = ("MessageHandler.handle_message", "BaseRequestHandler.handle")
+
+
+def flaw_of(handler: type[Any]) -> str:
+    """Return why nobody can be served by this handler, whatever the configuration says; "" for nothing."""
+    name = handler.__name__
+    if kind_of(handler) == "message":
+        for method in ("handle_message", "connected", "disconnected"):
+            if _is_coroutine(getattr(handler, method)):
+                return _unawaited(name, method)
+        return ""
+    # By name: a handler may be built on the standard library's classes.
+    if "BaseRequestHandler" in {base.__name__ for base in handler.__mro__} and _is_coroutine(handler.handle):
+        return _unawaited(name, "handle")
+    return ""
+
+
+def doubt_about(handler: type[Any]) -> str:
+    """Return what a handler seems to lack, although somebody may want it so; "" for nothing."""
+    kind = kind_of(handler)
+    method = "handle_message" if kind == "message" else "handle"
+    function = inspect.unwrap(getattr(handler, method))
+    if kind == "async":
+        plain = inspect.isfunction(function) and not _is_coroutine(function)
+        return f"{handler.__name__}.handle() is no coroutine: is async def meant?" if plain else ""
+    if getattr(function, "__qualname__", "") in ANSWERS_NOBODY:
+        return f"{handler.__name__} has no {method}() of its own, and answers nobody"
+    return ""
+
+
+def _is_coroutine(method: Any) -> bool:
+    return inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+
+
+def _unawaited(name: str, method: str) -> str:
+    return f"{name}.{method}() is a coroutine, which nobody awaits: write def, or derive from AsyncHandler"

@@ -1,0 +1,466 @@
+"""The worker's side of supervision: become one, tell the supervisor, do as it says, end when it is dead.
+
+A worker has one server. It is forked from a process that has imported no plugin, so plugins are new here
+each time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from srvkit.concurrency import monkey_patching as monkey
+from srvkit.config.assemble import assemble
+from srvkit.config.certificates import load_certificates, read_files, terms_of
+from srvkit.config.compose import Plan
+from srvkit.config.model import Config, Problems
+from srvkit.errors import ListenError, SrvkitError
+from srvkit.net.address import display
+from srvkit.net.credentials import Files
+from srvkit.net.event_loop import wait_for
+from srvkit.net.listener import Listener
+from srvkit.net.tls_context import ServerTls
+from srvkit.plugins.manager import Plugins
+from srvkit.process import descriptor_limit as descriptors
+from srvkit.process import privileges
+from srvkit.process.channel import Channel, Message, end_at_news
+from srvkit.process.credential_store import keep
+from srvkit.process.log_file import LogFile
+from srvkit.process.scoreboard import Board, ChildRows
+from srvkit.process.signals import IGNORED_SIGNALS, disregard
+from srvkit.process.single import refuse_threads
+from srvkit.process.socket_set import NO_NAMES, look_up_names
+from srvkit.process.worker import CANNOT_START, Worker
+from srvkit.server import lingering
+from srvkit.server.blocking_handler import kind_of
+from srvkit.server.stats import ForkedStatsMixIn, OpenRequest, StatsMixIn
+from srvkit.server.stream import TCPServer
+
+log = logging.getLogger("srvkit.process")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
+BEATS = 3  # in one heartbeat_timeout
+SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
+KILL_TIME = 1.0  # seconds for a handler to notice that an operator has cut its connection
+EXIT_TIME = 1.0  # seconds for functions of atexit, once everything is served
+LAST_MOMENT = 0.4  # seconds for handlers to notice, when there is no supervisor any more
+STOP_TIME = 0.5  # seconds for other threads to hold still while their stacks are written
+
+# Asks a worker for the stacks of all its threads, and to end. On a build without the interpreter's lock a
+# fatal signal shows the thread that it hits, and no other; but there Python can answer, whoever has hung.
+# One that comes too early does nothing, and is followed by SIGABRT: there are no other threads yet.
+ASK_FOR_STACKS = signal.SIGURG if "t" in sys.abiflags else None
+
+
+@dataclass
+class WorkerSpec:
+    """What a new worker is given: its server's place in the configuration, and what it is to hold on to."""
+
+    server: str
+    config: Config
+    problems: Problems
+    listeners: list[Listener]
+    channel: Channel
+    lifeline: int  # one end of a pipe into which nobody writes; the other dies with the supervisor
+    board: Board
+    stacks: int  # where the interpreter writes every stack, when the worker is aborted
+    log_file: LogFile
+    files: Mapping[str, bytes]  # certificates and keys, by path, as they were when they were found good
+    has_peers: bool  # whether there are other workers of this server
+    tells_files: bool  # whether the supervisor wants to know what a developer may edit
+
+
+def try_out(config: Config, problems: Problems, known: Mapping[str, str], channel: Channel) -> int:
+    """Do with a configuration all that may take its time, and say what is wrong with it.
+
+    That is what a worker does before it serves, and to look up the names that new sockets need and that are
+    not `known` (see `look_up_names`). Each step
+    is said before it is taken: who waits for one that does not end can name it.
+    """
+    _begin_afresh()
+    channel.die_with_the_other_side()
+
+    def doing(what: str) -> None:
+        channel.send_blocking({"doing": what})
+
+    names, refused = NO_NAMES, None
+    if not problems:  # else there is nothing to listen on
+        try:
+            names = look_up_names(config, known, lambda what: doing(f"looking up {what}"))
+        except ListenError as error:
+            refused = error
+        except ValueError:  # no address at all, which is said where everything else is
+            pass
+    channel.send_blocking({"names": names})
+    if config.srvkit.user or config.srvkit.group:
+        doing(f"looking up the user {config.srvkit.user or config.srvkit.group}")
+    files = read_files(config, problems)
+    answer = _trial(config, problems, files, lambda: doing("importing the plugins"))
+    if refused is not None and not answer["errors"]:
+        answer = _refusal(str(refused).splitlines(), refused.exit_status)
+    descriptors = []
+    if files and not answer["errors"]:
+        try:
+            fd, answer["certificates"] = keep(files)
+            descriptors.append(fd)
+        except OSError as error:
+            answer = _refusal([f"the certificates cannot be kept: {error.strerror or error}"])
+    channel.send_blocking(answer, descriptors)
+    return 0
+
+
+def _refusal(errors: list[str], status: int = CANNOT_START) -> Message:
+    return {"errors": errors, "status": status}
+
+
+def _trial(
+    config: Config, problems: Problems, files: Mapping[str, Files], importing: Callable[[], None]
+) -> Message:
+    settings = config.srvkit
+    refused = privileges.check(settings.user, settings.group)
+    for key, message in refused:
+        problems.add(("srvkit", key), message)
+    certificates = load_certificates(config, problems, files)
+    try:
+        if not refused:
+            privileges.drop(settings.user, settings.group)
+        elif os.geteuid() == 0:  # and plugins must not be imported by root that were meant for another
+            problems.raise_if_any()
+        importing()
+        noted = time.time()
+        notes = _assembled(config, problems, certificates)
+    except SrvkitError as error:
+        return _refusal(str(error).splitlines(), error.exit_status)
+    except BaseException as error:
+        log.exception("a plugin broke")
+        return _refusal([f"a plugin broke: {type(error).__name__}: {error}"])
+    terms = [asdict(term) for term in terms_of(certificates)]
+    return {"errors": [], "notes": notes, "noted": noted, "terms": terms}
+
+
+def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
+    assembled = assemble(config, problems, certificates)
+    if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
+        refuse_threads()  # of the plugins; a model that is tried below may leave one for a moment
+    assembled.try_models(problems)
+    return assembled.notes()
+
+
+def serve(post: WorkerSpec) -> int:
+    """Be a worker until told to stop; returns the exit status. In a process just forked for this."""
+    channel = post.channel
+    _begin_afresh()
+    post.log_file.tell_forks()
+    faulthandler.enable(post.stacks)
+    _hold_on_to(post.lifeline)
+    os.register_at_fork(after_in_child=_LettingGo(channel, post.lifeline, post.listeners))
+    for listener in post.listeners:
+        listener.keep_in_child()
+    settings = post.config.srvkit
+    try:
+        raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
+        # Plugins will run here: of the keys of other servers they need not know.
+        files, post.files = {post.server: post.files}, {}
+        certificates = load_certificates(post.config, post.problems, files, [post.server])
+        del files
+        privileges.drop(settings.user, settings.group)
+        assembled = assemble(post.config, post.problems, certificates, post.server)
+        (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
+        if not plan.server_class.fork_beside_threads:
+            refuse_threads()
+        worker = SupervisedWorker(plan, assembled.plugins, post)
+        status = worker.run()
+    except SrvkitError as error:
+        channel.send_blocking({"event": "failed", "errors": str(error).splitlines()})
+        return error.exit_status
+    except OSError as error:
+        channel.send_blocking(
+            {"event": "failed", "errors": [f"{post.server}: cannot run: {error.strerror or error}"]}
+        )
+        return CANNOT_START
+    if worker.failure:
+        channel.send_blocking({"event": "failed", "errors": [f"{post.server}: {worker.failure}"]})
+    monkey.start_thread(partial(_end_in_any_case, status), "the end")
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    return status
+
+
+def _end_in_any_case(status: int) -> None:
+    """End the process when what a plugin has registered with `atexit` takes too long."""
+    sleep(EXIT_TIME)
+    log.warning("functions that a plugin registered with atexit did not stop in time, abandoned")
+    os._exit(status)
+
+
+def _hold_on_to(lifeline: int) -> None:
+    """Let the kernel end this process, and all it forks, at once when the supervisor is no more.
+
+    Whatever a plugin does meanwhile: the interpreter is not asked, its lock may be held for ever.
+    """
+    end_at_news(lifeline, -os.getpgrp())
+    if wait_for(lifeline, 0):  # it died before
+        os._exit(1)
+
+
+class _LettingGo:
+    """Closes, in a child of a worker, what is for the worker alone: only it speaks for itself, or accepts.
+
+    Not once more in a child of that child, where the number may be of a file of somebody else.
+    """
+
+    def __init__(self, channel: Channel, lifeline: int, listeners: Sequence[Listener]) -> None:
+        self._channel: Channel | None = channel
+        self._lifeline = lifeline
+        self._listeners = listeners
+
+    def __call__(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close_in_child()
+            os.close(self._lifeline)
+            for listener in self._listeners:
+                if listener.is_stream:  # datagrams are answered through theirs
+                    listener.close_in_child()
+
+
+def _begin_afresh() -> None:
+    """Undo what a fork leaves of the supervisor: its session, and what the import system remembers.
+
+    In a session of its own it is no job of the terminal that srvkit was started on. As one in the
+    background, it could not read there, and under `stty tostop` each write would be interrupted for ever.
+
+    Compiled files are told from stale ones by size and whole seconds, so none is written here: a plugin
+    may be edited twice in one second.
+    """
+    os.setsid()
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
+    for number in (*STOP_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    disregard(*IGNORED_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+class SupervisedWorker(Worker):
+    """A worker that answers to a supervisor."""
+
+    def __init__(self, plan: Plan, plugins: Plugins, post: WorkerSpec) -> None:
+        settings = post.config.srvkit
+        limits = post.config.server[post.server].limits
+        self._interval = settings.heartbeat_timeout / BEATS
+        self._max_rss = limits.max_rss
+        self._runs_in_loop = plan.model == "serial"
+        self._blocks = kind_of(plan.handler) == "blocking"
+        self._seen = (0, 0)
+        self._asked_to_retire = False
+        self._is_heard = False  # whether the supervisor knows that it is ready
+        self._channel = post.channel
+        self._board = post.board
+        self._log_file = post.log_file
+        self._stacks = post.stacks
+        self._tells_files = post.tells_files
+        server: Any = _with_accounts(
+            plan, post.board, self._interval, limits.max_requests, post.has_peers
+        ).build(post.listeners)
+        signals = STOP_SIGNALS if ASK_FOR_STACKS is None else (*STOP_SIGNALS, ASK_FOR_STACKS)
+        super().__init__([server], plugins, settings.drain_timeout, signals, IGNORED_SIGNALS)
+        self._server = server
+        self._server.on_max_requests = self._has_enough
+        self._server.on_beat = self._interpreter.put_back
+        self.on_ready = self._tell_ready
+        if self._runs_in_loop:
+            self._loop.call_later(self._interval, self._beat_for_handler)
+        if self._max_rss:
+            self._loop.call_later(self._interval, self._check_rss)
+
+    def announce(self, server: TCPServer) -> None:
+        """Leave it to the supervisor, which has all of a server's workers in view."""
+
+    # ---- what it tells
+
+    def _tell_ready(self) -> None:
+        """Say so before the first client can do harm; in the server's thread."""
+        self._channel.send_blocking({"event": "ready", "files": _own_files() if self._tells_files else []})
+        self._is_heard = True
+        self._loop.call_soon(lambda: self._channel.attach(self._loop, self._heard, self._orphaned))
+
+    def _tell_closed(self) -> None:
+        """Say that others have the addresses which are shared; the loop of the server has seen to it."""
+        self._channel.send({"event": "closed"})
+
+    def _has_enough(self) -> None:
+        self._loop.call_soon(lambda: self._ask_to_retire("max_requests"))
+
+    def _ask_to_retire(self, why: str) -> None:
+        if not self._asked_to_retire:
+            self._asked_to_retire = True
+            self._channel.send({"event": "retire", "why": why})
+
+    def _check_rss(self) -> None:
+        if resident_size(self.pid) > self._max_rss:
+            self._ask_to_retire("max_rss")
+        else:
+            self._loop.call_later(self._interval, self._check_rss)
+
+    def _beat_for_handler(self) -> None:
+        """Send heartbeats while a handler blocks the loop, unless it hangs.
+
+        A handler that does its own reading may take its time. A message handler may not, but waits for
+        its peer are srvkit's own: while there is one, or there was one since, all is well.
+        """
+        if self._blocks and self._server.requests_at_hand():
+            self._board.beat()
+        for one in self._server.open_requests():
+            waits = getattr(one.request, "waits", 0)
+            if waits % 2 or (one.number, waits) != self._seen:
+                self._board.beat()
+            self._seen = one.number, waits
+        self._loop.call_later(self._interval, self._beat_for_handler)
+
+    # ---- what it is told
+
+    def _signalled(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if number == ASK_FOR_STACKS:
+                self._leave_stacks()
+            elif number == signal.SIGTERM and self._is_heard and not self._stopping:
+                self._ask_to_retire("TERM")  # whoever sent it wants this one replaced
+            elif number in STOP_SIGNALS:
+                super()._signalled([number])
+
+    def _leave_stacks(self) -> None:
+        # A thread in an extension may never hold still; then they are written all the same, at some risk.
+        faulthandler.dump_traceback_later(STOP_TIME, file=self._stacks)
+        faulthandler.dump_traceback(self._stacks)
+        os.kill(self.pid, signal.SIGABRT)
+
+    def _heard(self, message: Message, descriptors: list[int]) -> None:
+        do = message["do"]
+        if do == "retire":
+            self._server.shared = frozenset(message["shared"])
+            self.stop(message["timeout"])
+            if self._runs_in_loop:  # a handler may have the loop for long, and nothing is accepted meanwhile
+                self._tell_closed()
+            else:
+                self._server.on_stopped_listening(lambda: self._loop.call_soon(self._tell_closed))
+        elif do == "stop":
+            self.stop(message["timeout"])
+        elif do == "cut":
+            self.cut()
+        elif do == "log":
+            if descriptors:
+                self._log_file.replace(descriptors[0])
+            else:  # the kernel had no room for it here
+                log.error(
+                    "%s: no file descriptor left for the new log; keeping the old one", self._server.name
+                )
+        elif do == "connections":
+            self._channel.send({"event": "answer", "ask": message["ask"], "connections": self._connections()})
+        elif do == "kill":
+            self._channel.send(
+                {"event": "answer", "ask": message["ask"], "killed": self._kill(message["number"])}
+            )
+
+    def _orphaned(self) -> None:
+        log.warning("%s: the supervisor is gone; stopping this worker", self._server.name)
+        self.after_the_cut = LAST_MOMENT
+        self.cut()
+
+    def _connections(self) -> list[Message]:
+        now = monotonic()
+        # Where connections live in a loop, their links keep the account; else the sockets themselves.
+        links = {id(link.request): link for link in list(getattr(self._server, "links", ()))}
+        found = []
+        for one in self._server.open_requests():
+            keeper = links.get(id(one.request), one.request)
+            found.append(
+                {
+                    "id": f"{self.pid}-{one.number}",
+                    "peer": display(one.client_address),
+                    "seconds": round(now - one.since, 3),
+                    "bytes_in": getattr(keeper, "bytes_in", 0),
+                    "bytes_out": getattr(keeper, "bytes_out", 0),
+                    "state": "idle" if getattr(keeper, "idle", False) else "active",
+                }
+            )
+        return found
+
+    def _kill(self, number: int) -> bool:
+        one = next((one for one in self._server.open_requests() if one.number == number), None)
+        if one is None:
+            return False
+        if self._runs_in_loop:
+            self._loop.call_later(KILL_TIME, lambda: self._end_if_still_there(one))
+        return bool(self._server.abort_request(one.request))
+
+    def _end_if_still_there(self, one: OpenRequest) -> None:
+        """End the process where a handler that has it to itself takes no notice of its connection's end."""
+        if any(other.number == one.number for other in self._server.open_requests()):
+            log.error(
+                "%s: %s does not end, so its worker does", self._server.name, display(one.client_address)
+            )
+            os._exit(1)
+
+
+def _with_accounts(plan: Plan, board: Board, interval: float, retire_after: int, has_peers: bool) -> Plan:
+    server_class: type[Any] = plan.server_class
+    attributes = {
+        "__module__": __name__,
+        "board": board,
+        "beat_interval": interval,
+        "retire_after": _with_jitter(retire_after),
+        "has_peers": has_peers,
+    }
+    mixin: type[StatsMixIn] = StatsMixIn
+    if not server_class.fork_beside_threads:
+        mixin = ForkedStatsMixIn
+        attributes["rows"] = ChildRows(server_class.max_children)
+    made = type(server_class.__name__, (mixin, server_class), attributes)
+    return Plan(plan.name, plan.addresses, plan.socket, plan.model, made, plan.handler)
+
+
+def _with_jitter(requests: int) -> int:
+    """Return up to a tenth more, so that workers started together do not retire together."""
+    return requests + int.from_bytes(os.urandom(4)) % (requests // 10 + 1) if requests else 0
+
+
+def raise_descriptor_limit(connections: int) -> None:
+    """Let this process have descriptors for so many connections, as far as it may."""
+    wanted = connections + lingering.MOST + SPARE_DESCRIPTORS
+    allowed = descriptors.raise_limit(wanted)
+    if allowed < wanted:
+        log.warning("max_connections is %d, but a process may have %d descriptors only", connections, allowed)
+
+
+def resident_size(pid: int) -> int:
+    """Return how much memory a process has, in bytes; 0 where the platform does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _own_files() -> list[str]:
+    """Return the files of modules that are no library's: what a developer may edit."""
+    libraries = tuple(
+        {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, Path(__file__).parent.parent)}
+    )
+    files = {
+        os.path.realpath(file)
+        for module in list(sys.modules.values())
+        if (file := getattr(module, "__file__", None))
+    }
+    return sorted(file for file in files if not file.startswith(libraries))

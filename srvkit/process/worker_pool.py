@@ -1,0 +1,506 @@
+"""The workers of one server, as their supervisor sees them: start, watch, replace, retire.
+
+What a worker does is `supervised`'s business; what a configuration wants, and when it changes, is the
+supervisor's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Literal
+
+from srvkit.config.model import Config, Problems
+from srvkit.net.closing import close
+from srvkit.net.event_loop import EventLoop, Timer
+from srvkit.net.listener import Listener
+from srvkit.process import log_setup as logs
+from srvkit.process.channel import Channel, Message, open_channel
+from srvkit.process.child_reaper import ChildReaper, end_group, ending
+from srvkit.process.credential_store import CredentialStore
+from srvkit.process.fault_barrier import attempt, complain
+from srvkit.process.log_file import LogFile
+from srvkit.process.memfd import contents, unnamed_file
+from srvkit.process.scoreboard import Board, Counts
+from srvkit.process.worker_main import ASK_FOR_STACKS, WorkerSpec, serve
+
+log = logging.getLogger("srvkit.process")
+
+State = Literal["starting", "ready", "retiring", "hung"]
+
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds until one that never got ready is tried again, doubling
+MOST_STARTS = 10  # in a second, of workers that replace one that had been ready
+LAST_WORDS = 1.0  # seconds for an aborted worker to write its stacks
+MOST_STACKS = 65536  # bytes
+CUT_TIME = 1.5  # seconds for a worker to end that was told to cut everything
+
+
+@dataclass
+class Surroundings:
+    """What the supervisor and all workers have in common."""
+
+    loop: EventLoop
+    children: ChildReaper
+    log_file: LogFile
+    close_in_child: Callable[[Sequence[Listener]], None]  # close, in a child, what is not for it
+    found_good: Callable[[Config], None]  # hears of what passed the trial, before anything is made of it
+    changed: Callable[[], None]  # hears when a worker got ready, or has ended
+    answered: Callable[[WorkerProcess, Message], None]
+    tells_files: bool = False  # whether workers say which files a developer may edit
+
+
+class WorkerProcess:
+    """One worker: its number, its channel, its board."""
+
+    def __init__(
+        self,
+        pid: int,
+        channel: Channel,
+        lifeline: int,
+        board: Board,
+        stacks: int,
+        since: float,
+        replaces: WorkerProcess | None,
+    ) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.lifeline = lifeline  # its end of a pipe, which the kernel closes with this process
+        self.board = board
+        self.stacks = stacks
+        self.since = since  # on the wall clock
+        self.replaces = replaces
+        self.state: State = "starting"
+        self.order: Message | None = None  # to end, once it was given
+        self.errors: list[str] = []
+        self.files: list[str] = []
+        self.ready_since = 0.0  # on the monotonic clock
+        self.timer: Timer | None = None
+        self.overdue = inf  # when it should have ended, on the monotonic clock
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it hears what is said on its channel; before, anything would end it."""
+        return self.state in ("ready", "retiring")
+
+    def close(self) -> None:
+        """Release what belongs to it here."""
+        try:
+            self.channel.close()
+        finally:  # each, also where there is no memory to close another properly
+            try:
+                self.board.close()
+            finally:
+                # Not by `close`: a call of it takes memory.
+                os.close(self.lifeline)
+                os.close(self.stacks)
+
+    def written_stacks(self) -> str:
+        """Return what its interpreter wrote when it was aborted or crashed."""
+        return contents(self.stacks, MOST_STACKS).strip()
+
+
+class WorkerPool:
+    """As many workers of one server as are wanted, each replaced when it ends.
+
+    Until `start_respawning()` is called they are on trial: one that ends before it is ready is not replaced,
+    but makes `failed` hold why.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        problems: Problems,
+        listeners: list[Listener],
+        wanted: int,
+        around: Surroundings,
+        kept: CredentialStore | None = None,
+    ) -> None:
+        """Make it; `kept` are its certificates and keys, which it closes when it starts no more workers."""
+        self.name = name
+        self.model = config.server[name].concurrency.name if name in config.server else ""
+        self.listeners = listeners
+        self.still_listening: set[int] = set()  # workers told to retire that may still accept, by pid
+        self.wanted = wanted
+        self.restarts = 0
+        self.lost = 0  # requests that were open in workers that died
+        self.before = Counts()  # of workers that have ended
+        self.failed: list[str] = []
+        self.failed_status = 0
+        self.cut_short = False  # whether a worker that was told to end did not end well
+        self.workers: dict[int, WorkerProcess] = {}
+        self._config = config
+        self._problems = problems
+        self._around = around
+        self._kept = kept
+        self._on_trial = True
+        self._ending = False
+        self._failures = 0  # to get ready, in a row
+        self._starts: deque[float] = deque(maxlen=MOST_STARTS)
+        self._waiting: Timer | None = None  # for the moment in which missing ones may be started
+        self._to_retire: deque[WorkerProcess] = deque()
+
+    # ---- what the supervisor sees
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether as many as are wanted can take clients."""
+        return sum(worker.state == "ready" for worker in self.workers.values()) >= self.wanted
+
+    def counts(self) -> Counts:
+        """Return the sum over all workers there were and are."""
+        total = Counts(self.before.cells())
+        for worker in self.workers.values():
+            total += worker.board.counts()
+        return total
+
+    # ---- what it does
+
+    def start(self) -> None:
+        """Start what is missing, now. On trial it raises what keeps it from that; later it tries again."""
+        self._waiting = None
+        while not self._ending and self._missing() > 0:
+            try:
+                self._start_one()
+            except Exception as error:
+                if self._on_trial:
+                    raise
+                complain(f"{self.name}: cannot start a worker", error)
+                self._start_later(self._next_delay())
+                return
+
+    def adopt(self, worker: WorkerProcess) -> None:
+        """Look after a worker that a predecessor of this program has started; see `start_respawning`."""
+        around = self._around
+        self._ending, self._on_trial = True, False
+        self.workers[worker.pid] = worker
+        worker.ready_since = monotonic()
+        around.children.adopt(worker.pid, lambda status: self._ended(worker, status))
+        self._attach(worker)
+        if worker.state == "retiring":
+            worker.order = {}
+            self._kill_after(worker, self._config.srvkit.drain_timeout + CUT_TIME)
+
+    def start_respawning(self, wanted: int | None = None) -> None:
+        """Replace, from now on, whatever ends, so that there are as many as are wanted."""
+        self._on_trial = self._ending = False
+        if wanted is not None:
+            self.wanted = wanted
+
+    def want(self, count: int) -> None:
+        """Have so many workers from now on."""
+        self.wanted = count
+        if self._missing() > 0:
+            self.start()
+        serving = [worker for worker in self.workers.values() if worker.state in ("starting", "ready")]
+        for worker in serving[count:]:
+            self._retire(worker)
+
+    def retire(self, timeout: float, shared: Sequence[int]) -> None:
+        """Let all finish what they have and end; others serve the listeners in `shared` from now on."""
+        self.still_listening = {worker.pid for worker in self.listening()}
+        self._end({"do": "retire", "timeout": timeout, "shared": list(shared)}, timeout)
+
+    def stop(self, timeout: float) -> None:
+        """Let all take what waits in the queues, finish, and end."""
+        self._end({"do": "stop", "timeout": timeout}, timeout)
+
+    def cut(self) -> None:
+        """End everything that is open, and the workers."""
+        self._end({"do": "cut"}, 0)
+
+    def _end(self, message: Message, timeout: float) -> None:
+        self._ending = True
+        self._forget_certificates()
+        self._to_retire.clear()
+        if self._waiting is not None:
+            self._waiting.cancel()
+        for worker in list(self.workers.values()):
+            attempt(
+                f"{self.name}: ending worker {worker.pid}",
+                partial(self._tell_to_end, worker, message, timeout),
+            )
+
+    def close_in_child(self) -> None:
+        """Close, in a child, what the supervisor has of them."""
+        for worker in self.workers.values():
+            worker.close()
+        self._forget_certificates()
+
+    def _forget_certificates(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def _tell_to_end(self, worker: WorkerProcess, message: Message, timeout: float) -> None:
+        worker.order = message
+        self._kill_after(worker, timeout + CUT_TIME)  # first: it ends, whatever it can be told
+        if worker.state == "starting":
+            self._around.children.signal(worker.pid, signal.SIGTERM)
+        elif worker.state != "hung":
+            worker.state = "retiring"
+            worker.channel.send(message)
+
+    def broadcast(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message to all that listen."""
+        for worker in self.listening():
+            attempt(
+                f"{self.name}: telling worker {worker.pid}",
+                partial(worker.channel.send, message, descriptors),
+            )
+
+    def listening(self) -> list[WorkerProcess]:
+        """Return the workers that read their channel."""
+        return [worker for worker in self.workers.values() if worker.is_listening]
+
+    def look(self, now: float, timeout: float) -> float:
+        """End workers whose loop has not come round for `timeout` seconds; return when to look again."""
+        again = now + timeout
+        for worker in list(self.workers.values()):
+            if now > worker.overdue:
+                self._kill(worker)  # again; or the first time, where there was no memory for a timer
+            if worker.is_listening:
+                due: float = max(worker.board.last_beat, worker.ready_since) + timeout
+                if due <= now:
+                    self._abort(worker, f"no heartbeat for {timeout:g} seconds")
+                else:
+                    again = min(again, due)
+        return again
+
+    # ---- births
+
+    def _missing(self) -> int:
+        """Count how many are to be started: replacements of those that are to retire besides."""
+        coming = sum(worker.state in ("starting", "ready") for worker in self.workers.values())
+        return self.wanted + bool(self._to_retire) - coming
+
+    def _start_one(self) -> None:
+        around, config = self._around, self._config
+        replaces = self._to_retire[0] if self._to_retire else None
+        with ExitStack() as handed, ExitStack() as kept:
+            ours, theirs = open_channel()
+            kept.callback(ours.close)
+            handed.callback(theirs.close)
+            lifeline, other_end = os.pipe()
+            kept.callback(close, other_end)
+            handed.callback(close, lifeline)
+            board = Board()
+            kept.callback(board.close)
+            stacks = unnamed_file("stacks")
+            kept.callback(close, stacks)
+            worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
+            worker.pid = around.children.fork(
+                partial(self._be_a_worker, worker, theirs, lifeline),
+                lambda status: self._ended(worker, status),
+            )
+            kept.pop_all()  # its end is what closes them from now on
+            self.workers[worker.pid] = worker
+        try:
+            self._starts.append(monotonic())
+            self._attach(worker)
+            worker.timer = around.loop.call_later(config.srvkit.ready_timeout, lambda: self._too_late(worker))
+        except BaseException:
+            around.children.signal(worker.pid, signal.SIGKILL)
+            raise
+        log.debug("%s: worker %d starts", self.name, worker.pid)
+
+    def _be_a_worker(self, worker: WorkerProcess, channel: Channel, lifeline: int) -> int:
+        """Serve, in the process that was forked for it; return the exit status."""
+        around, config = self._around, self._config
+        files = self._kept.read() if self._kept is not None else {}
+        around.close_in_child(self.listeners)
+        worker.channel.close_in_child()
+        close(worker.lifeline)
+        logs.set_up(config.logging, around.log_file, server=self.name)
+        return serve(
+            WorkerSpec(
+                self.name,
+                config,
+                self._problems,
+                self.listeners,
+                channel,
+                lifeline,
+                worker.board,
+                worker.stacks,
+                around.log_file,
+                files,
+                self.wanted > 1,
+                around.tells_files,
+            )
+        )
+
+    def _attach(self, worker: WorkerProcess) -> None:
+        def heard(message: Message, _: list[int]) -> None:
+            attempt(f"{self.name}: a message of worker {worker.pid}", partial(self._heard, worker, message))
+
+        worker.channel.attach(self._around.loop, heard, lambda: None, descriptors=False)
+
+    def _too_late(self, worker: WorkerProcess) -> None:
+        if worker.state == "starting":
+            worker.errors = [f"{self.name}: not ready within ready_timeout"]
+            self._abort(worker, "it did not get ready within ready_timeout")
+
+    def _start_later(self, delay: float) -> None:
+        if self._waiting is None and not self._ending:
+            self._waiting = self._around.loop.call_later(delay, self.start)
+
+    def _next_delay(self) -> float:
+        """Return how long to wait before the next try after one that failed."""
+        delay: float = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(self._failures, 10))
+        self._failures += 1
+        return delay * random.uniform(0.9, 1.1)
+
+    # ---- lives
+
+    def _heard(self, worker: WorkerProcess, message: Message) -> None:
+        event = message["event"]
+        if event == "ready":
+            self._ready(worker, message["files"])
+        elif event == "failed":
+            worker.errors = message["errors"]
+        elif event == "retire":
+            if not self._ending and worker.state == "ready":
+                log.info("%s: worker %d will be replaced: %s", self.name, worker.pid, message["why"])
+                self._to_retire.append(worker)
+                self.start()
+        elif event == "closed":
+            self.still_listening.discard(worker.pid)
+            self._around.changed()
+        elif event == "answer":
+            self._around.answered(worker, message)
+
+    def _ready(self, worker: WorkerProcess, files: list[str]) -> None:
+        if worker.state != "starting":
+            return
+        if worker.timer is not None:
+            worker.timer.cancel()
+        if worker.order is not None:  # given while it was not ready to hear it
+            worker.channel.send(worker.order)
+            worker.state = "retiring"
+            return
+        worker.state, worker.ready_since = "ready", monotonic()
+        worker.files = files
+        self._failures = 0
+        log.debug("%s: worker %d is ready", self.name, worker.pid)
+        if worker.replaces is not None:
+            self._retire(worker.replaces)
+            worker.replaces = None
+        self._around.changed()
+
+    def _retire(self, worker: WorkerProcess) -> None:
+        """Let others take over from one worker."""
+        if worker in self._to_retire:
+            self._to_retire.remove(worker)
+        if worker.pid in self.workers and worker.order is None:
+            timeout = self._config.srvkit.drain_timeout
+            shared = [listener.number for listener in self.listeners]
+            self._tell_to_end(worker, {"do": "retire", "timeout": timeout, "shared": shared}, timeout)
+        if self._to_retire:
+            self.start()
+
+    # ---- deaths
+
+    def _abort(self, worker: WorkerProcess, why: str) -> None:
+        """Have its interpreter write every stack, and end it."""
+        log.error("%s: worker %d killed: %s", self.name, worker.pid, why)
+        worker.state = "hung"
+        worker.overdue = monotonic() + 2 * LAST_WORDS  # first: whatever fails below, it is killed by then
+        if ASK_FOR_STACKS is None:
+            self._abort_now(worker)
+        else:
+            self._later(worker, LAST_WORDS, self._abort_now)
+            self._around.children.signal(worker.pid, ASK_FOR_STACKS)
+
+    def _abort_now(self, worker: WorkerProcess) -> None:
+        self._kill_after(worker, LAST_WORDS)
+        self._around.children.signal(worker.pid, signal.SIGABRT)
+
+    def _kill_after(self, worker: WorkerProcess, seconds: float) -> None:
+        worker.overdue = monotonic() + seconds
+        self._later(worker, seconds, self._kill)
+
+    def _later(self, worker: WorkerProcess, seconds: float, call: Callable[[WorkerProcess], None]) -> None:
+        if worker.timer is not None:
+            worker.timer.cancel()
+        worker.timer = self._around.loop.call_later(seconds, partial(call, worker))
+
+    def _kill(self, worker: WorkerProcess) -> None:
+        self._around.children.signal(worker.pid, signal.SIGKILL)
+
+    def _ended(self, worker: WorkerProcess, status: int) -> None:
+        name = f"{self.name}: the end of worker {worker.pid}"
+        attempt(name, worker.channel.read_the_rest)  # while it is still one of those that are looked at
+        self.workers.pop(worker.pid, None)
+        self.still_listening.discard(worker.pid)
+        if worker.timer is not None:
+            worker.timer.cancel()
+        was_ready = bool(worker.ready_since)
+        attempt(name, partial(self._take_stock, worker, status))
+        attempt(name, worker.close)
+        if worker in self._to_retire:
+            self._to_retire.remove(worker)
+        if worker.order is not None:
+            if was_ready:  # else it had no clients
+                self.cut_short = self.cut_short or status != 0
+        elif self._on_trial:
+            self.failed = worker.errors or [f"{self.name}: its worker {ending(status)} before it was ready"]
+            self.failed_status = status if status in (2, 3) else 3
+        else:
+            self.restarts += 1
+            self._start_later(self._delay(was_ready))
+        self._around.changed()
+
+    def _take_stock(self, worker: WorkerProcess, status: int) -> None:
+        if status < 0:
+            end_group(worker.pid)  # what it has forked
+        counts = worker.board.counts()
+        self.before += counts
+        self.lost += counts.open
+        self._report(worker, status)
+
+    def _delay(self, was_ready: bool) -> float:
+        if not was_ready:
+            return self._next_delay()
+        if len(self._starts) < MOST_STARTS:
+            return 0.0
+        earliest: float = self._starts[0] + 1.0
+        return max(0.0, earliest - monotonic())
+
+    def _log_stacks(self, worker: WorkerProcess, stacks: str) -> None:
+        record = log.makeRecord(
+            log.name,
+            logging.ERROR,
+            __file__,
+            0,
+            "%s: worker %d: its stacks when it ended",
+            (self.name, worker.pid),
+            None,
+            sinfo=stacks,
+        )
+        log.handle(record)
+
+    def _report(self, worker: WorkerProcess, status: int) -> None:
+        stacks = worker.written_stacks()
+        for line in worker.errors if not self._on_trial else ():  # else whoever tries it says so
+            log.error("%s", line)
+        if stacks:
+            self._log_stacks(worker, stacks)
+        level = logging.INFO
+        if worker.order is None or status < 0:
+            level = logging.ERROR
+        elif status == 0:
+            level = logging.DEBUG
+        told_early = worker.order is not None and not worker.ready_since and status == -signal.SIGTERM
+        if told_early or (self._on_trial and worker.errors):
+            level = logging.DEBUG
+        log.log(level, "%s: worker %d %s", self.name, worker.pid, ending(status))

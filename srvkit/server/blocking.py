@@ -1,0 +1,620 @@
+"""Conversations of message handlers over blocking sockets: read, cut, handle, answer.
+
+Used by every model that gives a connection a place to block: serial, threading, pool, forking, gevent.
+It knows the handler by its callbacks and the server by nothing but `limits` and `draining`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache, partial
+from time import monotonic
+from typing import Any
+
+from srvkit.contracts import Runners, Threads
+from srvkit.errors import FrameError, PeerError, PeerGone
+from srvkit.net.address import display
+from srvkit.net.connection import (
+    BAD_MESSAGE,
+    CLOSED,
+    DONT_WAIT,
+    EOF,
+    ERROR,
+    FIRST_BYTE_TIMEOUT,
+    IDLE_TIMEOUT,
+    OVERFLOW,
+    REQUEST_TIMEOUT,
+    RESET,
+    STOPPED,
+    TRUNCATED,
+    UNHEARD,
+    WRITE_TIMEOUT,
+    Connection,
+    handshake_outcome,
+    lost_outcome,
+    wait_for,
+)
+from srvkit.net.datagrams import reply as send_datagram
+from srvkit.net.event_loop import WRITE
+from srvkit.net.framing import data_before_tls, hand_over, keep_bytes, no_reply, stands_still
+from srvkit.net.send_queue import end_reading
+from srvkit.net.tls_context import to_begin
+
+log = logging.getLogger("srvkit.server")
+
+_recv = socket.socket.recv  # taken now: a program's tests may put something else in the class's place
+
+CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
+Encode = Callable[[bytes], bytes]
+NO_REPLY: Any = object()  # stands for a reply that is not known yet
+
+
+def converse(handler: Any) -> None:
+    """See a connection through, from `connected` to `disconnected`; leaves the socket open.
+
+    What the peer does wrong is logged here; what the handler raises is passed on.
+    """
+    link = StreamLink(handler)
+    handler.link = link
+    outcome = ERROR
+    try:
+        outcome = link.converse()
+    except FrameError:
+        outcome = BAD_MESSAGE
+        raise
+    finally:
+        link.account(outcome)
+        link.ends(outcome)
+        try:
+            handler.disconnected(outcome)
+        finally:
+            # handler.link and this would otherwise keep each other until the garbage collector comes by.
+            link.handler = None
+
+
+def converse_datagram(handler: Any) -> None:
+    """Handle the messages of one datagram and answer them in one."""
+    link = DatagramLink(handler)
+    handler.link = link
+    link.converse(handler)
+
+
+class StreamLink:
+    """The way of a message handler's bytes over one blocking socket."""
+
+    # Most connections need no more than what __init__ sets; these stand for the rest until it is needed.
+    _unsent_bytes = 0
+    _lost: str | None = None
+    _ends = False  # whether the handler takes leave
+    _began: float | None = None  # when the first byte came of a message that is not complete yet
+    _answer_by = 0.0  # when the replies to what is complete must be out; 0: whenever
+    _armed: float = 0  # the receive timeout in force
+    _awaited = FIRST_BYTE_TIMEOUT
+    bytes_in = 0
+    bytes_out = 0
+    closing = False
+    _wants_tls = False
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+        self._socket = handler.request
+        self._account = self._socket if isinstance(self._socket, Connection) else None
+        self._server = handler.server
+        self._limits = getattr(handler.server, "limits", None)
+        self._runners: Runners = getattr(self._socket, "runners", None) or Threads()
+        self._own = self._runners.current()
+        self._sending = self._runners.lock
+        self._unsent: list[bytes] = []  # replies of the messages of one read: they leave in one write
+
+    def send(self, message: bytes, encode: Encode) -> None:
+        runner = self._runners.current()
+        if runner == self._own:
+            try:
+                self._hold(message, encode)
+                self._flush()
+            except PeerGone:
+                if not self._ends:
+                    raise
+        elif not self._runners.run(partial(self._send_for_another, runner, message, encode), len(message)):
+            self._give_up(OVERFLOW)
+
+    def close(self) -> None:
+        self.closing = True
+        if self._runners.current() != self._own:  # which may wait in recv()
+            end_reading(self._socket, getattr(self._server, "_srvkit_loop", None))
+
+    def start_tls(self) -> None:
+        to_begin(self.handler.server, self._socket)
+        if not self._wants_tls:
+            self._sending.acquire()  # what others send waits until it can be encrypted
+            self._wants_tls = True
+
+    def converse(self) -> str:
+        """Talk until the end and return the outcome. Raises what the handler raises."""
+        try:
+            try:
+                return self._converse()
+            except BaseException:
+                if self._lost is None:
+                    with suppress(PeerGone):
+                        self._flush()  # the replies to what was handled before
+                raise
+            finally:
+                if self._wants_tls:
+                    self._done_with_tls()
+                self._runners.finish()
+        except PeerGone:
+            if self._lost is None:
+                raise  # some other connection's, that the handler let escape
+            if self._lost == RESET and lost_outcome(self._socket, self.bytes_in) == EOF:
+                self._log(EOF, logging.DEBUG)
+                return EOF
+            self._log(self._lost)
+            return self._lost
+
+    def account(self, outcome: str) -> None:
+        account = self._account
+        if account is not None:
+            account.outcome = outcome
+            account.bytes_in = self.bytes_in
+            account.bytes_out = self.bytes_out
+
+    def ends(self, outcome: str) -> None:
+        """Have what is sent from now on reach the peer, if it can, and raise nothing."""
+        self._ends = True
+        if outcome in UNHEARD:
+            self._lost = self._lost or outcome
+
+    def _converse(self) -> str:
+        handler = self.handler
+        server = handler.server
+        try:
+            greeting = handler.connected()
+            if greeting is not None:
+                self._deliver(greeting)
+                self._flush()
+        except PeerGone:
+            self._stay_if_reset()
+        account = self._account
+        if self._wants_tls and (outcome := self._secure()):
+            return outcome
+        while not self.closing:
+            if account is not None:
+                account.idle = self._began is None
+                account.waits += 1
+            draining = getattr(server, "draining", False) is True
+            if draining and not self.bytes_in and getattr(server, "patience", 0) > 0:
+                draining = False  # it has just connected; if it stays silent, the server ends it
+            if self._lost is not None:
+                data = self._receive_the_rest()
+            else:
+                data = self._receive_what_is_there() if draining else self._receive()
+            if account is not None:
+                account.idle = False
+                account.waits += 1
+            if not data:
+                if self._lost is not None:
+                    raise PeerGone(self._lost)  # to whoever else was sending
+                return self._ended()
+            self.bytes_in += len(data)
+            if account is not None:
+                account.bytes_in = self.bytes_in
+            if self._limits is not None and self._limits.request_timeout:
+                self._answer_by = (self._began or monotonic()) + self._limits.request_timeout
+            fault = self._handle(data)
+            if self._unsent:
+                try:
+                    self._flush()
+                except PeerGone:
+                    self._stay_if_reset()
+            self._answer_by = 0.0
+            if fault is not None:
+                self._log(f"{BAD_MESSAGE}: {fault}")
+                return BAD_MESSAGE
+            if self._wants_tls and (outcome := self._secure()):
+                return outcome
+            if self._limits is not None:
+                self._note_begin()
+        if self._lost is not None:
+            raise PeerGone(self._lost)
+        return CLOSED
+
+    def _stay_if_reset(self) -> None:
+        """Go on, if the peer has vanished, with what it has said before; else raise what is being raised."""
+        if self._lost != RESET:
+            raise
+
+    def _secure(self) -> str:
+        """Shake hands; return "", or how the connection has ended thereby."""
+        tls = to_begin(self.handler.server, self._socket)
+        if self._account is not None:
+            self._account.waits += 1
+        try:
+            self._socket.begin_tls(tls)
+            self._socket.wait_for_handshake(tls.settings.handshake_timeout)
+        except (PeerError, OSError) as error:
+            if self.closing:
+                return CLOSED
+            outcome = handshake_outcome(error)
+            self._log(f"{outcome}: {error}")
+            return outcome
+        finally:
+            self._done_with_tls()
+            if self._account is not None:
+                self._account.waits += 1
+        self.handler.framing = self.handler.framing.fresh()
+        return ""
+
+    def _done_with_tls(self) -> None:
+        self._wants_tls = False
+        self._sending.release()
+
+    def _receive(self) -> bytes:
+        if self._limits is not None:
+            self._arm()
+        try:
+            data: bytes = self._socket.recv(CHUNK)
+        except (BlockingIOError, TimeoutError):
+            self._lost = self._awaited
+        except OSError:
+            self._lost = RESET
+        else:
+            return data
+        raise PeerGone(self._lost)
+
+    def _receive_what_is_there(self) -> bytes:
+        """Read without waiting between messages: the server stops, what has arrived is still answered."""
+        if self._began is not None:
+            return self._receive()
+        try:
+            data: bytes = self._socket.recv(CHUNK, socket.MSG_DONTWAIT)
+        except OSError:
+            return b""
+        return data
+
+    def _receive_the_rest(self) -> bytes:
+        """Read what has arrived of a peer that hears nothing more."""
+        with suppress(OSError):
+            if data := self._socket.recv(CHUNK, DONT_WAIT):
+                return bytes(data)
+        assert self._lost is not None
+        raise PeerGone(self._lost)
+
+    def _handle(self, data: bytes) -> FrameError | None:
+        """Handle every whole message that `data` completes; return what is wrong with the rest, if it is."""
+        handler = self.handler
+        still = 0
+        while True:
+            framing = handler.framing
+            fault = None
+            try:
+                messages = framing.feed(data)
+            except FrameError as error:
+                messages, fault = error.messages, error
+            if messages:
+                self._began = None  # what is next has a beginning of its own
+            for index, message in enumerate(messages):
+                try:
+                    reply = handler.handle_message(message)
+                    if reply is not None:
+                        self._deliver(reply)
+                except PeerGone:
+                    self._stay_if_reset()
+                if self.closing:
+                    return None
+                if self._wants_tls:
+                    return fault or data_before_tls(messages[index + 1 :], framing)
+                if handler.framing is not framing:
+                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
+                    data = rest
+                    break
+            else:
+                return fault
+            if not data:
+                return None
+
+    def _ended(self) -> str:
+        if self.closing:
+            return CLOSED
+        if getattr(self.handler.server, "draining", False) is True:
+            return STOPPED
+        try:
+            self.handler.framing.eof()
+        except FrameError as error:
+            self._log(f"{TRUNCATED}: {error}")
+            return TRUNCATED
+        return EOF
+
+    def _deliver(self, reply: Any) -> None:
+        if isinstance(reply, (bytes, bytearray, memoryview)):
+            self._hold(reply, self.handler.framing.encode)
+            return
+        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
+            raise no_reply(self.handler, reply)
+        at_once = not isinstance(reply, (list, tuple))  # a generator may take its time between two replies
+        for part in reply:
+            self._hold(part, self.handler.framing.encode)
+            if at_once:
+                self._flush()
+            if self.closing:
+                break
+
+    def _hold(self, message: Any, encode: Encode) -> None:
+        # Whoever has the lock encodes: so messages leave in the order in which they were encoded.
+        if self._wants_tls:
+            self._encode(message, encode)
+        else:
+            with self._sending:
+                self._encode(message, encode)
+        if self._unsent_bytes >= CHUNK:
+            self._flush()
+
+    def _encode(self, message: Any, encode: Encode) -> None:
+        data = encode(message)
+        self._unsent_bytes += len(data)  # first: what is no bytes may have none
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        if self._unsent:
+            if self._account is None:
+                self._send()
+                return
+            self._account.waits += 1
+            try:
+                self._send()
+            finally:
+                self._account.waits += 1
+                self._account.bytes_out = self.bytes_out
+
+    def _send(self) -> None:
+        if self._wants_tls:  # and has the lock until the handshake is over
+            self._send_unsent()
+        else:
+            with self._sending:
+                self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        unsent = self._unsent
+        if unsent:  # nobody else has sent it
+            try:
+                data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            except TypeError as error:
+                raise keep_bytes(unsent) or error from None
+            unsent.clear()
+            self._unsent_bytes = 0
+            self._send_now(data)
+
+    def _send_now(self, data: bytes) -> None:
+        if self._lost is not None:
+            raise PeerGone(self._lost)
+        try:
+            if self._account is None or self._limits is None:
+                self._socket.sendall(data)
+            else:
+                self._send_in_time(data)
+        except (BlockingIOError, TimeoutError):
+            late = self._answer_by and monotonic() >= self._answer_by
+            self._lost = REQUEST_TIMEOUT if late else WRITE_TIMEOUT
+        except OSError:
+            self._lost = self._lost or RESET
+        else:
+            self.bytes_out += len(data)
+            return
+        raise PeerGone(self._lost)
+
+    def _send_in_time(self, data: bytes) -> None:
+        """Send all; the peer must go on taking something, and take all by the time the replies must be out.
+
+        Not by a timeout of the socket: each part that the kernel takes late would have one of its own.
+        """
+        assert self._limits is not None
+        sock = self._socket
+        try:
+            sent = sock.send(data, DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(data):
+            return
+        with memoryview(data) as rest:
+            while sent < len(rest):
+                seconds = self._limits.write_timeout or None
+                if self._answer_by:
+                    left = self._answer_by - monotonic()
+                    seconds = left if seconds is None else min(left, seconds)
+                wait_for(sock, WRITE, seconds)
+                try:
+                    sent += sock.send(rest[sent:], DONT_WAIT)
+                except BlockingIOError:
+                    pass  # others have filled it
+
+    def _send_for_another(self, sender: object, message: bytes, encode: Encode) -> None:
+        try:
+            with self._sending:
+                self._encode(message, encode)
+                self._send_unsent()
+        except PeerGone as gone:
+            self._give_up(gone.outcome)
+        except Exception:
+            if self._runners.current() == sender or self.handler is None:
+                raise
+            self.handler.server.handle_error(self._socket, self.handler.client_address)
+
+    def _give_up(self, outcome: str) -> None:
+        """Tell the owning thread that the peer is gone."""
+        self._lost = self._lost or outcome
+        with suppress(OSError):  # gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _note_begin(self) -> None:
+        if not self.handler.framing.buffered:
+            self._began = None
+        elif self._began is None:
+            self._began = monotonic()
+
+    def _arm(self) -> None:
+        """Set how long the next read may take, and what it means if it takes longer."""
+        limits = self._limits
+        assert limits is not None
+        if self.bytes_in:
+            seconds, self._awaited = limits.idle_timeout, IDLE_TIMEOUT
+        else:
+            seconds, self._awaited = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
+        if limits.request_timeout and self._began is not None:
+            remaining = max(0.001, self._began + limits.request_timeout - monotonic())
+            if not seconds or remaining < seconds:
+                seconds, self._awaited = remaining, REQUEST_TIMEOUT
+        if seconds != self._armed:
+            self._armed = seconds
+            self._limit_receiving(seconds)
+
+    def _limit_receiving(self, seconds: float) -> None:
+        sock = self._socket
+        # A timeout of the kernel saves a poll() for each read; only where recv() is the plain system call.
+        if type(sock).recv is _recv and hasattr(socket, "SO_RCVTIMEO"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+        elif hasattr(sock, "receive_timeout"):  # it waits in its own way
+            sock.receive_timeout = seconds or None
+        else:
+            sock.settimeout(seconds or None)
+
+    def _log(self, what: str, level: int = logging.INFO) -> None:
+        peer = display(self.handler.client_address)
+        log.log(level, "%s: %s ended: %s", _name(self.handler.server), peer, what)
+
+
+# Of all threads that answer datagrams: they are few, and a lock for each datagram would cost all others.
+_SENDING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_SENDING._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+class DatagramLink:
+    """The way of a message handler's bytes in answer to one datagram."""
+
+    __slots__ = ("_address", "_replies", "_server", "_socket", "closing")
+
+    def __init__(self, handler: Any) -> None:
+        self._socket = handler.request[1]
+        self._address = handler.client_address
+        self._server = handler.server
+        self._replies: list[bytes] | None = []  # None once the answer has left
+        self.closing = False
+
+    def send(self, message: bytes, encode: Encode) -> None:
+        with _SENDING:
+            data = encode(message)
+            if self._replies is not None:
+                self._replies.append(data)
+                return
+        self._answer(data)
+
+    def close(self) -> None:
+        self.closing = True
+
+    def start_tls(self) -> None:
+        raise RuntimeError("datagrams cannot be encrypted")
+
+    def converse(self, handler: Any) -> None:
+        # The handler is passed along and not kept: it keeps this link, and a circle would wait for the
+        # garbage collector.
+        data = handler.request[0]
+        framing = handler.framing
+        fault = None
+        try:
+            messages = framing.datagram(data)
+        except FrameError as error:
+            messages, fault = error.messages, error
+        try:
+            reply = NO_REPLY
+            if len(messages) == 1:
+                # The usual case, short: one message, one reply. It saves 7 % of an echo.
+                reply = handler.handle_message(messages[0])
+                if type(reply) is bytes and handler.framing is framing and not (fault or self._replies):
+                    answer = framing.encode(reply)
+                    self._replies = None
+                    self._answer(answer)
+                    return
+            fault = self._handle(handler, framing, messages, data, fault, reply)
+        finally:
+            with _SENDING:
+                replies, self._replies = self._replies, None
+            if replies:
+                self._answer(replies[0] if len(replies) == 1 else b"".join(replies))
+        if fault is not None:
+            self._log(f"{BAD_MESSAGE}: {fault}")
+            with suppress(AttributeError):  # of a server that keeps no accounts
+                self._socket.outcome = BAD_MESSAGE
+            dropped = getattr(self._server, "datagram_dropped", None)
+            if dropped is not None:
+                dropped()
+
+    def _handle(
+        self,
+        handler: Any,
+        framing: Any,
+        messages: list[bytes],
+        data: bytes,
+        fault: FrameError | None,
+        reply: Any,
+    ) -> FrameError | None:
+        """Handle messages, the first of which has its reply unless that is NO_REPLY; return what is wrong."""
+        still = 0
+        while True:
+            for index, message in enumerate(messages):
+                if reply is NO_REPLY:
+                    reply = handler.handle_message(message)
+                if reply is not None:
+                    self._deliver(handler, reply)
+                reply = NO_REPLY
+                if self.closing:
+                    return None
+                if handler.framing is not framing:
+                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
+                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
+                    data = rest
+                    break
+            else:
+                return fault
+            if not data:
+                return None
+            framing, fault = handler.framing, None
+            try:
+                messages = framing.datagram(data)
+            except FrameError as error:
+                messages, fault = error.messages, error
+
+    def _deliver(self, handler: Any, reply: Any) -> None:
+        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
+            raise no_reply(handler, reply)
+        parts: Any = (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply
+        for part in parts:
+            self.send(part, handler.framing.encode)
+
+    def _answer(self, data: bytes) -> None:
+        try:
+            send_datagram(self._socket, data, self._address)
+        except PeerGone as gone:
+            reply_lost = getattr(self._server, "reply_lost", None)
+            if reply_lost is not None:
+                reply_lost(self._address, str(gone))
+
+    def _log(self, what: str) -> None:
+        log.info("%s: datagram of %s: %s", _name(self._server), display(self._address), what)
+
+
+def _name(server: Any) -> str:
+    return getattr(server, "name", "") or type(server).__name__
+
+
+@lru_cache(maxsize=64)
+def _timeval(seconds: float) -> bytes:
+    # struct timeval of the platform; less than a microsecond would mean no timeout at all.
+    whole = int(seconds)
+    return struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))

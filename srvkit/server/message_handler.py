@@ -1,0 +1,127 @@
+"""Handlers of whole messages: what to answer, and nothing of how bytes travel.
+
+A `MessageHandler` runs under every concurrency model. Given a request, its constructor sees the
+request through here, by blocking reads and writes; a model with a loop of its own builds it without one
+and gives it a `link`. Framing and error texts are of `net`; servers are known by duck typing only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from srvkit.contracts import Link
+from srvkit.net.framing import Framing, Raw
+from srvkit.server.blocking import converse, converse_datagram
+from srvkit.server.has_peer import HasPeer
+
+Reply = bytes | Iterable[bytes] | None
+
+
+class MessageHandler(HasPeer):
+    """Answer messages; subclass it and write `handle_message`.
+
+    Class attributes: `framing`, how messages are told apart in a stream (default `Raw()`: what arrives,
+    as it arrives); the configuration may replace it. A nested class `Options` (a dataclass) declares
+    the handler's options; `self.options` is an instance of it.
+
+    In an instance: `self.client_address`, `self.server`, `self.options`, `self.peer` (all that is known of
+    the client), and `self.framing`, which may be
+    replaced between messages: what was received but not yet handled goes through the new one.
+
+    There is one instance for each connection; on datagrams one for each datagram, whose end also ends
+    its last message, and all of whose replies leave in one datagram. `connected`, `disconnected` and
+    the timeouts of connections do not apply there.
+
+    Without a request (`Shout()`) nothing runs: call `handle_message` in a test and look at `link.sent`.
+    """
+
+    framing: Framing = Raw()
+    options: Any = None
+    link: Link
+
+    def __init__(self, request: Any = None, client_address: Any = None, server: Any = None) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.framing = self.framing.fresh()
+        if request is None:
+            self.link = Outbox()
+        elif isinstance(request, tuple):
+            converse_datagram(self)
+        else:
+            converse(self)
+
+    @classmethod
+    def startup(cls, server: Any) -> None:
+        """Make what all connections share; once in each worker, before the first connection."""
+
+    @classmethod
+    def shutdown(cls, server: Any) -> None:
+        """Release what all connections share; once in each worker, after the last connection."""
+
+    def connected(self) -> Reply:
+        """Greet: called when a connection begins; may return replies as `handle_message` does."""
+        return None
+
+    def handle_message(self, message: bytes) -> Reply:
+        """Answer one message: None, one reply, or an iterable of replies, sent as they come."""
+        raise NotImplementedError(f"{type(self).__name__} has no handle_message()")
+
+    def disconnected(self, reason: str) -> None:
+        """Take leave: called once when the connection has ended.
+
+        `reason` is "eof", "closed", "truncated" (the peer ended in the middle of a message),
+        "bad-message", "reset", "first-byte-timeout", "idle-timeout", "request-timeout",
+        "write-timeout", "overflow" (others sent it more than it took), "bad-tls" and "tls-timeout" (after
+        `start_tls`), "stopped" or "error".
+
+        What is sent here leaves before the end where the peer can still hear it, as one can that has ended
+        its own side only. Where it cannot, nothing is sent, and nothing is raised.
+        """
+
+    def send(self, message: bytes) -> None:
+        """Send a message to the peer, from any thread.
+
+        Within `handle_message` it leaves at once, after the replies before it. Raises PeerGone (a
+        ConnectionError) when the peer cannot be written to; called from another thread it then does
+        nothing, since that thread has no part in this connection.
+
+        The framing encodes messages one at a time, in the order in which they leave. Raises what `encode`
+        does; where the sender's thread is not the one that encodes, that is reported instead, and the
+        message left out.
+        """
+        self.link.send(message, self.framing.encode)
+
+    def close(self) -> None:
+        """End the connection, from any thread, after what was sent before is out; the rest is not read."""
+        self.link.close()
+
+    def start_tls(self) -> None:
+        """Encrypt the connection once the replies to this message are out; from within `handle_message`.
+
+        The next message comes encrypted, through a fresh framing. For servers with certificates and
+        `begin = "handler"`; RuntimeError on others. A client that has sent more behind this message, in
+        the clear, is a bad one, and a failed handshake the end of the connection.
+        """
+        self.link.start_tls()
+
+
+class Outbox:
+    """The link of a handler without a connection: keeps what was sent."""
+
+    __slots__ = ("closed", "encrypted", "sent")
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.closed = False
+        self.encrypted = False
+
+    def send(self, message: bytes, encode: Callable[[bytes], bytes]) -> None:
+        self.sent.append(encode(message))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def start_tls(self) -> None:
+        self.encrypted = True
