@@ -55,7 +55,7 @@ from srvkit.concurrency.executor import NoThreads as _NoThreads  # noqa: F401
 from srvkit.concurrency.pool import ThreadPoolMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.errors import ConfigError, FrameError
-from srvkit.net.framing import Delimiter, FixedSize, Framing, LengthPrefix, Lines, Netstring, Raw
+from srvkit.protocol.framing import Delimiter, FixedSize, Framing, LengthPrefix, Lines, Netstring, Raw
 from srvkit.server.async_handler import AsyncHandler
 from srvkit.server.base import BaseServer
 from srvkit.server.blocking_handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler

@@ -19,16 +19,17 @@ FLOORS = {
     "errors": 0,
     "fork": 0,
     "contracts": 1,
-    "net": 2,
-    "server": 3,
-    "concurrency": 3,
-    "plugins": 4,
-    "config": 5,
-    "process": 6,
-    "cli": 7,
-    "testing": 7,
-    "pytest_plugin": 8,
-    "__main__": 8,
+    "protocol": 2,
+    "net": 3,
+    "server": 4,
+    "concurrency": 4,
+    "plugins": 5,
+    "config": 6,
+    "process": 7,
+    "cli": 8,
+    "testing": 8,
+    "pytest_plugin": 9,
+    "__main__": 9,
 }
 
 DOORS = {
@@ -80,6 +81,18 @@ def test_imports_go_down_only(path: Path) -> None:
         other = parts[1]
         assert other in FLOORS, f"{short(path)}:{line} imports {name}, which is on no floor"
         assert own == other or FLOORS[own] > FLOORS[other], f"{short(path)}:{line} imports {name} from above"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "protocol").glob("*.py")), ids=short)
+def test_what_bytes_mean_needs_no_socket_clock_or_thread(path: Path) -> None:
+    outside = {"asyncio", "os", "select", "selectors", "signal", "socket", "ssl", "threading", "time"}
+    pure = {"os.fsdecode", "socket.AF_INET", "socket.AF_INET6", "socket.inet_ntop", "socket.inet_pton"}
+    found = list(imports(path))
+    for line, name in found:
+        module = name.split(".")[0]
+        if module in outside:
+            taken = {other for where, other in found if where == line} - {module}
+            assert taken and taken <= pure, f"{short(path)}:{line} imports {name}"
 
 
 def test_every_module_has_a_floor() -> None:

@@ -20,10 +20,10 @@ import pytest
 import srvkit
 from srvkit.cli import main
 from srvkit.config.model import settings_table
-from srvkit.net.connection import OUTCOMES
 from srvkit.net.peer import Peer
 from srvkit.plugins.manager import HOOKS, make_manager
 from srvkit.process.signals import HANDLED
+from srvkit.protocol.outcomes import OUTCOMES
 from srvkit.server.blocking_handler import AsyncHandler, BaseRequestHandler, MessageHandler, kind_of
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,10 +17,14 @@ from typing import Any
 from srvkit.contracts import Steps
 from srvkit.errors import EscapedError, FrameError
 from srvkit.net.address import display
-from srvkit.net.connection import (
+from srvkit.net.connection import DONT_WAIT, Connection
+from srvkit.net.event_loop import READ, WRITE, EventLoop
+from srvkit.net.timer_wheel import Slot, TimerWheel
+from srvkit.net.tls_context import to_begin
+from srvkit.protocol.framing import data_before_tls, hand_over, keep_bytes, no_reply, stands_still
+from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
-    DONT_WAIT,
     EOF,
     ERROR,
     FIRST_BYTE_TIMEOUT,
@@ -32,13 +36,8 @@ from srvkit.net.connection import (
     TRUNCATED,
     UNHEARD,
     WRITE_TIMEOUT,
-    Connection,
     lost_outcome,
 )
-from srvkit.net.event_loop import READ, WRITE, EventLoop
-from srvkit.net.framing import data_before_tls, hand_over, keep_bytes, no_reply, stands_still
-from srvkit.net.timer_wheel import Slot, TimerWheel
-from srvkit.net.tls_context import to_begin
 
 log = logging.getLogger("srvkit.server")
 

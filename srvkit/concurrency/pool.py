@@ -25,8 +25,8 @@ from srvkit.concurrency.message_connection import (
 )
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
-from srvkit.net.connection import OVERFLOW
 from srvkit.net.event_loop import READ, WRITE
+from srvkit.protocol.outcomes import OVERFLOW
 
 FULL = "the pool"
 BUSY_AGAIN = 1.0  # seconds until the limits of a connection at work are looked at again

@@ -24,8 +24,8 @@ from srvkit.config.toml import Key
 from srvkit.contracts import Duration, FileMode, Size, WorkerCount, setting
 from srvkit.net.access import AccessSettings
 from srvkit.net.listener import SocketSettings
-from srvkit.net.proxy import ProxySettings
 from srvkit.net.tls_context import SniSettings, TlsSettings
+from srvkit.protocol.proxy_header import ProxySettings
 from srvkit.server.limits import LimitSettings
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from srvkit.net import socket_activation as inherited
 from srvkit.net import unixpath
-from srvkit.net.connection import unmapped
+from srvkit.protocol.proxy_header import unmapped
 
 Kind = Literal["stream", "datagram"]
 

@@ -14,49 +14,18 @@ import sys
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
-from srvkit.errors import FrameError
-
-# With each call: to the kernel, sockets stay blocking. A plain int: flags of the enum cost 1 µs for each "|".
-DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
-
-# Outcomes of a connection, as they stand in logs and hooks.
-CLOSED = "closed"  # the handler ended it
-EOF = "eof"  # the peer ended it, between messages
-TRUNCATED = "truncated"  # the peer ended it in the middle of a message
-BAD_MESSAGE = "bad-message"  # bytes that are no message, or too many of them
-RESET = "reset"  # the peer vanished
-REFUSED = "refused"  # no seat was free, or a rule said no
-ERROR = "error"  # the handler raised
-STOPPED = "stopped"  # the server stopped and did not wait any longer
-FIRST_BYTE_TIMEOUT = "first-byte-timeout"
-IDLE_TIMEOUT = "idle-timeout"
-REQUEST_TIMEOUT = "request-timeout"
-WRITE_TIMEOUT = "write-timeout"
-OVERFLOW = "overflow"  # others sent it more than it takes
-BAD_PROXY = "bad-proxy"  # no PROXY header where one was due, or a wrong one
-PROXY_TIMEOUT = "proxy-timeout"
-BAD_TLS = "bad-tls"  # a handshake that failed
-TLS_TIMEOUT = "tls-timeout"
-UNHEARD = (RESET, OVERFLOW, WRITE_TIMEOUT, BAD_TLS, TLS_TIMEOUT)  # after which a peer hears nothing more
-OUTCOMES = (
+from srvkit.protocol.outcomes import (
     CLOSED,
     EOF,
-    TRUNCATED,
-    BAD_MESSAGE,
-    RESET,
-    REFUSED,
-    ERROR,
-    STOPPED,
     FIRST_BYTE_TIMEOUT,
     IDLE_TIMEOUT,
     REQUEST_TIMEOUT,
     WRITE_TIMEOUT,
-    OVERFLOW,
-    BAD_PROXY,
-    PROXY_TIMEOUT,
-    BAD_TLS,
-    TLS_TIMEOUT,
+    lost_outcome,
 )
+
+# With each call: to the kernel, sockets stay blocking. A plain int: flags of the enum cost 1 µs for each "|".
+DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 
 Accepted = TypeVar("Accepted", bound=socket.socket)
 Limit = tuple[float | None, str]  # seconds, and the outcome when they have passed
@@ -76,26 +45,9 @@ def accept(listening: socket.socket, make: type[Accepted]) -> tuple[Accepted, An
     return make(_family(listening), _type(listening), listening.proto, fd), address
 
 
-def unmapped(address: Any) -> Any:
-    """Return the IPv4 address of an IPv4 client that came through a dual-stack socket; any other as it is."""
-    if len(address) == 4 and address[0].startswith("::ffff:") and "." in address[0]:
-        return address[0][7:], address[1]
-    return address
-
-
 def account_of(request: Any) -> Any:
     """Return where the account of a request is kept: its connection, or what a datagram is answered by."""
     return request[1] if isinstance(request, tuple) else request
-
-
-def lost_outcome(request: Any, bytes_in: int) -> str:
-    """Return how a connection ended whose peer is gone: who never said anything only looked for a server."""
-    return RESET if bytes_in or getattr(request, "floods", False) else EOF
-
-
-def frame_outcome(error: FrameError) -> str:
-    """Return how a connection ended whose handler or framing raised this."""
-    return TRUNCATED if error.cut_short else BAD_MESSAGE
 
 
 def wait_for(sock: Any, events: int, seconds: float | None) -> None:
@@ -110,13 +62,6 @@ def wait_for(sock: Any, events: int, seconds: float | None) -> None:
     poll.register(sock.fileno(), events)  # the values are those of POLLIN and POLLOUT
     if not poll.poll(None if seconds is None else seconds * 1000):
         raise TimeoutError("timed out")
-
-
-def handshake_outcome(error: Exception) -> str:
-    """Return how a connection ended whose TLS handshake raised this."""
-    if isinstance(error, TimeoutError):
-        return TLS_TIMEOUT
-    return RESET if isinstance(error, OSError) else BAD_TLS
 
 
 class Connection(socket.socket):

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from srvkit.errors import PeerGone
-from srvkit.net.connection import CLOSED, DONT_WAIT, unmapped
+from srvkit.net.connection import DONT_WAIT
+from srvkit.protocol.outcomes import CLOSED
+from srvkit.protocol.proxy_header import unmapped
 
 # The name is new in Python 3.12; the number is Linux's.
 IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else 0)

@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from srvkit.net.access import Credentials, credentials_of
-from srvkit.net.connection import unmapped
+from srvkit.protocol.proxy_header import unmapped
 
 if TYPE_CHECKING:
-    from srvkit.net.proxy import ProxyHeader
+    from srvkit.protocol.proxy_header import ProxyHeader
 
 
 @dataclass(frozen=True)

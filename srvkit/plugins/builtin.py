@@ -13,8 +13,8 @@ from srvkit.concurrency.gevent.model import GreenletMixIn
 from srvkit.concurrency.pool import ThreadPoolMixIn
 from srvkit.concurrency.serial import SerialMixIn
 from srvkit.concurrency.threads import ThreadingMixIn
-from srvkit.net.framing import Delimiter, FixedSize, LengthPrefix, Lines, Netstring, Raw
 from srvkit.plugins.hookspecs import hookimpl
+from srvkit.protocol.framing import Delimiter, FixedSize, LengthPrefix, Lines, Netstring, Raw
 
 
 @hookimpl

@@ -11,8 +11,8 @@ import threading
 from time import monotonic
 
 from srvkit.net.closing import close
-from srvkit.net.connection import CLOSED, OUTCOMES
 from srvkit.process.memfd import unnamed_file
+from srvkit.protocol.outcomes import CLOSED, OUTCOMES
 
 BEAT, ACCEPTED, REFUSED, ERRORS, BYTES_IN, BYTES_OUT, DROPPED, UNANSWERED, FIRST_OUTCOME = range(9)
 _CELLS = FIRST_OUTCOME + len(OUTCOMES)

@@ -20,10 +20,13 @@ from srvkit.contracts import Steps
 from srvkit.errors import PeerError
 from srvkit.net.access import Rules
 from srvkit.net.address import display
-from srvkit.net.connection import (
+from srvkit.net.connection import DONT_WAIT
+from srvkit.net.event_loop import READ
+from srvkit.net.timer_wheel import TimerWheel
+from srvkit.net.tls_context import ServerTls
+from srvkit.protocol.outcomes import (
     BAD_PROXY,
     BAD_TLS,
-    DONT_WAIT,
     EOF,
     PROXY_TIMEOUT,
     REFUSED,
@@ -31,10 +34,7 @@ from srvkit.net.connection import (
     STOPPED,
     TLS_TIMEOUT,
 )
-from srvkit.net.event_loop import READ
-from srvkit.net.proxy import LONGEST, ProxyError, ProxyHeader, ProxySettings, parse
-from srvkit.net.timer_wheel import TimerWheel
-from srvkit.net.tls_context import ServerTls
+from srvkit.protocol.proxy_header import LONGEST, ProxyError, ProxyHeader, ProxySettings, parse
 from srvkit.server.base import MAX_CONNECTIONS, STOPPING
 
 log = logging.getLogger("srvkit.server")

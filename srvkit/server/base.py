@@ -26,12 +26,13 @@ from typing import Any, Self
 
 from srvkit.contracts import ChildSignals, event_driven
 from srvkit.errors import EscapedError, FrameError, PeerError
-from srvkit.net import connection as outcomes
 from srvkit.net.address import display
+from srvkit.net.connection import account_of
 from srvkit.net.event_loop import EXCLUSIVE, READ, EventLoop
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
 from srvkit.net.parent_socket import ParentSocket
 from srvkit.net.send_queue import end_reading
+from srvkit.protocol.outcomes import BAD_MESSAGE, EOF, ERROR, REFUSED, frame_outcome
 from srvkit.server.limits import ConnectionLimit, LimitSettings
 from srvkit.server.lingering import Lingering
 from srvkit.server.overridable import overridable
@@ -436,11 +437,11 @@ class BaseServer:
 
     def _mark_refused(self, request: Any) -> None:
         if self._srvkit_listeners and self.limits is not None:
-            self._end_as(request, outcomes.REFUSED)
+            self._end_as(request, REFUSED)
 
     def _end_as(self, request: Any, outcome: str) -> None:
         with suppress(AttributeError):  # a datagram of a server that keeps no accounts
-            outcomes.account_of(request).outcome = outcome
+            account_of(request).outcome = outcome
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle the request here and now; the mixins override it to do so elsewhere."""
@@ -502,7 +503,7 @@ class BaseServer:
         """Return what the handler raised; None where that is the peer's fault, or its leaving."""
         if isinstance(error, EscapedError):
             return error.__cause__
-        fault = getattr(outcomes.account_of(request), "fault", None)
+        fault = getattr(account_of(request), "fault", None)
         if isinstance(error, PeerError) or (fault is not None and error is fault):
             return None
         return error
@@ -513,14 +514,14 @@ class BaseServer:
         own = self.own_error(request, error)
         if own is None:
             if isinstance(error, FrameError):
-                self._end_as(request, outcomes.frame_outcome(error))
+                self._end_as(request, frame_outcome(error))
                 if isinstance(request, tuple):
                     self.datagram_dropped()
-            outcome = getattr(outcomes.account_of(request), "outcome", outcomes.BAD_MESSAGE)
-            level = logging.DEBUG if outcome == outcomes.EOF else logging.INFO
+            outcome = getattr(account_of(request), "outcome", BAD_MESSAGE)
+            level = logging.DEBUG if outcome == EOF else logging.INFO
             log.log(level, "%s: %s ended: %s (%s)", self._name(), peer, outcome, error)
             return
-        self._end_as(request, outcomes.ERROR)
+        self._end_as(request, ERROR)
         # Formatted by logging, which survives an exception whose __str__ raises.
         log.error("%s: error while handling %s", self._name(), peer, exc_info=own)
 

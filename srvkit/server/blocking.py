@@ -20,10 +20,15 @@ from typing import Any
 from srvkit.contracts import Runners, Threads
 from srvkit.errors import FrameError, PeerError, PeerGone
 from srvkit.net.address import display
-from srvkit.net.connection import (
+from srvkit.net.connection import DONT_WAIT, Connection, wait_for
+from srvkit.net.datagrams import reply as send_datagram
+from srvkit.net.event_loop import WRITE
+from srvkit.net.send_queue import end_reading
+from srvkit.net.tls_context import to_begin
+from srvkit.protocol.framing import data_before_tls, hand_over, keep_bytes, no_reply, stands_still
+from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
-    DONT_WAIT,
     EOF,
     ERROR,
     FIRST_BYTE_TIMEOUT,
@@ -35,16 +40,9 @@ from srvkit.net.connection import (
     TRUNCATED,
     UNHEARD,
     WRITE_TIMEOUT,
-    Connection,
     handshake_outcome,
     lost_outcome,
-    wait_for,
 )
-from srvkit.net.datagrams import reply as send_datagram
-from srvkit.net.event_loop import WRITE
-from srvkit.net.framing import data_before_tls, hand_over, keep_bytes, no_reply, stands_still
-from srvkit.net.send_queue import end_reading
-from srvkit.net.tls_context import to_begin
 
 log = logging.getLogger("srvkit.server")
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from srvkit.contracts import open_names
 from srvkit.errors import PeerError
-from srvkit.net.connection import handshake_outcome
 from srvkit.net.tls_context import to_begin
+from srvkit.protocol.outcomes import handshake_outcome
 from srvkit.server.async_handler import AsyncHandler
 from srvkit.server.has_peer import HasPeer
 from srvkit.server.message_handler import MessageHandler

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from srvkit.net.address import display
-from srvkit.net.connection import CLOSED, DONT_WAIT
+from srvkit.net.connection import DONT_WAIT
 from srvkit.net.datagrams import NO_ADDRESS, ReplySocket, ask_for_destination, receive
+from srvkit.protocol.outcomes import CLOSED
 from srvkit.server.base import BURST, BaseServer
 from srvkit.server.stream import TCPServer
 

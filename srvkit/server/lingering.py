@@ -15,18 +15,17 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from srvkit.net.connection import (
+from srvkit.net.connection import DONT_WAIT, TimedConnection
+from srvkit.net.send_queue import AF_UNIX, FITS, LONGEST, SILENCE, family, untaken
+from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
-    DONT_WAIT,
     ERROR,
     FIRST_BYTE_TIMEOUT,
     IDLE_TIMEOUT,
     REQUEST_TIMEOUT,
     STOPPED,
-    TimedConnection,
 )
-from srvkit.net.send_queue import AF_UNIX, FITS, LONGEST, SILENCE, family, untaken
 
 MOST = 256  # connections of a server; the one that waits longest makes room
 SPEAKING = (CLOSED, BAD_MESSAGE, ERROR)  # outcomes of connections whose peers may be saying something

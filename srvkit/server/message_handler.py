@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from srvkit.contracts import Link
-from srvkit.net.framing import Framing, Raw
+from srvkit.protocol.framing import Framing, Raw
 from srvkit.server.blocking import converse, converse_datagram
 from srvkit.server.has_peer import HasPeer
 

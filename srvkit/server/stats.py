@@ -16,7 +16,9 @@ from time import monotonic
 from typing import Any
 
 from srvkit.contracts import Board, Rows, Steps, passes_datagrams
-from srvkit.net.connection import BAD_MESSAGE, CLOSED, ERROR, REFUSED, account_of, unmapped
+from srvkit.net.connection import account_of
+from srvkit.protocol.outcomes import BAD_MESSAGE, CLOSED, ERROR, REFUSED
+from srvkit.protocol.proxy_header import unmapped
 
 
 @dataclass(slots=True)

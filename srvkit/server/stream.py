@@ -11,8 +11,9 @@ from _thread import get_ident
 from typing import Any, Self
 
 from srvkit.contracts import open_names
-from srvkit.net.connection import Connection, TimedConnection, accept, unmapped
+from srvkit.net.connection import Connection, TimedConnection, accept
 from srvkit.net.listener import Listener
+from srvkit.protocol.proxy_header import unmapped
 from srvkit.server.base import BURST, MAX_CONNECTIONS, BaseServer
 from srvkit.server.limits import ConnectionLimit
 from srvkit.server.lingering import Lingering, has_to_linger, wait_out

@@ -13,7 +13,7 @@ from typing import Any
 
 from srvkit.config.model import convert_options
 from srvkit.config.problems import Problems
-from srvkit.net.framing import no_reply
+from srvkit.protocol.framing import no_reply
 from srvkit.server.blocking_handler import DatagramRequestHandler, kind_of
 
 PEER = ("127.0.0.1", 50000)

@@ -11,7 +11,7 @@ from typing import Any
 
 from srvkit import MessageHandler
 from srvkit.errors import FrameError
-from srvkit.net.framing import Framing
+from srvkit.protocol.framing import Framing
 
 ARRAY, BULK = b"*$"
 MOST_ARGUMENTS = 1024

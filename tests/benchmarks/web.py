@@ -10,7 +10,7 @@ import re
 
 from srvkit import MessageHandler
 from srvkit.errors import FrameError
-from srvkit.net.framing import Framing
+from srvkit.protocol.framing import Framing
 
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 CLOSE = re.compile(rb"\r\nconnection:[ \t]*close[ \t]*\r\n", re.IGNORECASE)

@@ -17,9 +17,9 @@ from srvkit.config import loader
 from srvkit.config.compose import Plan, compose
 from srvkit.errors import PluginError
 from srvkit.net.connection import Connection, TimedConnection
-from srvkit.net.framing import Lines, Raw
 from srvkit.plugins.hookspecs import hookimpl
 from srvkit.plugins.manager import Offer, Plugins, make_manager
+from srvkit.protocol.framing import Lines, Raw
 from srvkit.server.async_handler import AsyncHandler
 from srvkit.server.blocking_handler import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from srvkit.server.message_handler import MessageHandler

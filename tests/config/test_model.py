@@ -21,8 +21,8 @@ from srvkit.config.model import (
 from srvkit.config.problems import Problems
 from srvkit.net.access import AccessSettings
 from srvkit.net.listener import SocketSettings
-from srvkit.net.proxy import ProxySettings
 from srvkit.net.tls_context import SniSettings, TlsSettings
+from srvkit.protocol.proxy_header import ProxySettings
 from srvkit.server.limits import LimitSettings
 
 GOOD = '[server.echo]\nlisten = "tcp://127.0.0.1:0"\nhandler = "echo"\n'

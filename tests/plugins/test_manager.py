@@ -13,8 +13,8 @@ from textwrap import dedent
 import pytest
 
 from srvkit.errors import PluginError
-from srvkit.net.framing import Lines
 from srvkit.plugins.manager import Offer, Plugins, make_manager
+from srvkit.protocol.framing import Lines
 
 Write = Callable[..., Path]
 Make = Callable[..., Plugins]

@@ -9,8 +9,8 @@ from time import monotonic
 import pytest
 
 from srvkit.fork import fork
-from srvkit.net.connection import BAD_MESSAGE, CLOSED, EOF, ERROR, OUTCOMES, RESET
 from srvkit.process.scoreboard import Board, ChildRows, Counts
+from srvkit.protocol.outcomes import BAD_MESSAGE, CLOSED, EOF, ERROR, OUTCOMES, RESET
 
 
 @pytest.fixture

@@ -18,10 +18,15 @@ from srvkit.concurrency.asyncio.loop import TaskLoop
 from srvkit.concurrency.asyncio.streams import LIMIT, Reader, Writer
 from srvkit.errors import EscapedError, FrameError, PeerGone
 from srvkit.net.address import display
-from srvkit.net.connection import (
+from srvkit.net.connection import DONT_WAIT, Connection, account_of
+from srvkit.net.datagrams import ReplySocket
+from srvkit.net.datagrams import reply as send_datagram
+from srvkit.net.event_loop import READ, WRITE
+from srvkit.net.tls_context import to_begin
+from srvkit.protocol.framing import UNASKED
+from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
-    DONT_WAIT,
     EOF,
     ERROR,
     FIRST_BYTE_TIMEOUT,
@@ -31,16 +36,9 @@ from srvkit.net.connection import (
     STOPPED,
     TRUNCATED,
     WRITE_TIMEOUT,
-    Connection,
-    account_of,
     frame_outcome,
     lost_outcome,
 )
-from srvkit.net.datagrams import ReplySocket
-from srvkit.net.datagrams import reply as send_datagram
-from srvkit.net.event_loop import READ, WRITE
-from srvkit.net.framing import UNASKED
-from srvkit.net.tls_context import to_begin
 
 log = logging.getLogger("srvkit.server")
 

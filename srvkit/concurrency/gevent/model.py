@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from srvkit.concurrency import monkey_patching as monkey
 from srvkit.contracts import Package, Steps, in_one_line
-from srvkit.net.connection import STOPPED, account_of
+from srvkit.net.connection import account_of
+from srvkit.protocol.outcomes import STOPPED
 
 if TYPE_CHECKING:
     from srvkit.concurrency.gevent.hub import Greenlets

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import srvkit
 from srvkit.errors import FrameError
-from srvkit.net.framing import (
+from srvkit.protocol.framing import (
     DEFAULT_MAX_MESSAGE,
     Delimiter,
     FixedSize,

@@ -6,17 +6,17 @@ a header comes out: nothing here knows of sockets, of waiting, or of who may be 
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from os import fsdecode
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import Any
 
 from srvkit.contracts import Duration, setting
 from srvkit.errors import PeerError
-from srvkit.net.connection import unmapped
 
 LONGEST = 8192  # bytes of a header; version 2 could announce 65551, and no proxy needs a tenth of that
 
@@ -122,6 +122,13 @@ def parse(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
     raise _no_header(data)
 
 
+def unmapped(address: Any) -> Any:
+    """Return the IPv4 address of an IPv4 client that came through a dual-stack socket; any other as it is."""
+    if len(address) == 4 and address[0].startswith("::ffff:") and "." in address[0]:
+        return address[0][7:], address[1]
+    return address
+
+
 def _no_header(data: bytes | bytearray) -> ProxyError:
     return ProxyError(f"a PROXY protocol header was expected, not {bytes(data[:16])!r}")
 
@@ -161,7 +168,7 @@ def _parse_line(data: bytes | bytearray) -> tuple[ProxyHeader, int] | None:
     last = match.lastindex
     if last is None:
         return ProxyHeader(1, True), match.end()
-    family = socket.AF_INET if last == 4 else socket.AF_INET6
+    family = AF_INET if last == 4 else AF_INET6
     source, destination, source_port, destination_port = match.group(last - 3, last - 2, last - 1, last)
     header = ProxyHeader(
         1,
@@ -185,21 +192,21 @@ def _check_beginning(data: bytes | bytearray) -> None:
 
 def _address_from_text(family: int, host: str, port: int) -> ProxyAddress:
     try:
-        packed = socket.inet_pton(family, host)
+        packed = inet_pton(family, host)
     except OSError:
         raise ProxyError(f"the PROXY line has {host!r} for an address") from None
     if port > 65535:
         raise ProxyError(f"the PROXY line has {port} for a port")
     address = _address(family, packed, port)
     # Some systems let leading zeros pass, which others read as octal numbers.
-    if family == socket.AF_INET and address[0] != host:
+    if family == AF_INET and address[0] != host:
         raise ProxyError(f"the PROXY line has {host!r} for an address")
     return address
 
 
 def _address(family: int, packed: bytes, port: int) -> ProxyAddress:
-    host = socket.inet_ntop(family, packed)
-    if family == socket.AF_INET:
+    host = inet_ntop(family, packed)
+    if family == AF_INET:
         return host, port
     address: ProxyAddress = unmapped((host, port, 0, 0))
     return address
@@ -271,7 +278,7 @@ def _read_addresses(header: bytes, family: int) -> tuple[ProxyAddress, ProxyAddr
     if family == 3:
         source, destination = _UNIX.unpack_from(header, _START.size)
         return _unix_address(source), _unix_address(destination)
-    layout, af = (_INET, socket.AF_INET) if family == 1 else (_INET6, socket.AF_INET6)
+    layout, af = (_INET, AF_INET) if family == 1 else (_INET6, AF_INET6)
     source, destination, source_port, destination_port = layout.unpack_from(header, _START.size)
     return _address(af, source, source_port), _address(af, destination, destination_port)
 
@@ -279,9 +286,9 @@ def _read_addresses(header: bytes, family: int) -> tuple[ProxyAddress, ProxyAddr
 def _unix_address(field: bytes) -> str:
     name = field.partition(b"\0")[0]
     if name:
-        return os.fsdecode(name)
+        return fsdecode(name)
     name = field[1:].partition(b"\0")[0]
-    return "@" + os.fsdecode(name) if name else ""
+    return "@" + fsdecode(name) if name else ""
 
 
 def _unspecified(header: bytes) -> Tlvs:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srvkit.errors import PeerError
-from srvkit.net.proxy import LONGEST, ProxyError, ProxyHeader, ProxyTls, parse
+from srvkit.protocol.proxy_header import LONGEST, ProxyError, ProxyHeader, ProxyTls, parse
 
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 LOCAL_V1 = ProxyHeader(1, True)
