@@ -144,6 +144,11 @@ class ThreadExecutor:
                 self._waiting.remove(job)
                 raise
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether jobs wait for a thread."""
+        return bool(self._waiting)
+
     def has_this_thread(self) -> bool:
         """Tell whether it is one of its threads that asks."""
         return threading.current_thread() in self._hired

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -21,33 +21,27 @@ from srvkit.net.connection import DONT_WAIT, Connection
 from srvkit.net.event_loop import READ, WRITE, EventLoop
 from srvkit.net.timer_wheel import Slot, TimerWheel
 from srvkit.net.tls_context import to_begin
-from srvkit.protocol.framing import data_before_tls, hand_over, keep_bytes, no_reply, stands_still
+from srvkit.protocol.conversation import Conversation, Encode
 from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
     EOF,
     ERROR,
-    FIRST_BYTE_TIMEOUT,
-    IDLE_TIMEOUT,
     OVERFLOW,
-    REQUEST_TIMEOUT,
     RESET,
     STOPPED,
     TRUNCATED,
     UNHEARD,
-    WRITE_TIMEOUT,
     lost_outcome,
 )
+from srvkit.protocol.timeouts import next_timeout
 
 log = logging.getLogger("srvkit.server")
 
 CHUNK = 65536  # bytes of one read
-HIGH_WATER = 65536  # bytes the peer has not taken, from which on no further message is handled
+TURN = 16  # pauses of a conversation after which others have their turn
 MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
-Encode = Callable[[bytes], bytes]
-NO_REPLY: Any = object()  # stands for a reply that is not known yet
 ASKED = "asked"  # by another thread, to close
-WANTED, SHAKING_HANDS = "wanted", "shaking hands"  # of TLS that begins within a conversation
 
 
 class ConnectionKeeper(Steps):
@@ -81,53 +75,49 @@ class ConnectionKeeper(Steps):
             link.end_if_idle()
 
 
-class MessageConnection:
-    """One connection of a loop: its handler, what is on the way to its peer, and its deadlines."""
+class MessageConnection(Conversation):
+    """One connection of a loop: its conversation, what is on the way to its peer, and its deadlines."""
 
     __slots__ = (
+        "_at_work",
         "_began",
         "_client_address",
         "_context",
         "_ending",
-        "_handler",
+        "_goes_on",
         "_last",
         "_limits",
         "_loop",
-        "_out",
         "_reading",
         "_request",
         "_server",
-        "_tls",
-        "_unheard",
+        "_shaking_hands",
         "_unsent",
-        "_work",
         "bytes_in",
         "bytes_out",
-        "closing",
         "ended",
         "slot",
     )
 
     def __init__(self, server: Any, loop: EventLoop, request: Any, client_address: Any) -> None:
+        super().__init__(None)
         self._server = server
         self._loop = loop
         self._request = request
         self._client_address = client_address
         self._limits = getattr(server, "limits", None)
-        self._handler: Any = None
         self._context = Context()  # each connection has one of its own
-        self._out: list[bytes] | None = None  # replies of the messages of one read: they leave in one write
+        self._at_work = False  # whether its own handler runs
+        self._goes_on = False  # whether it goes on in the loop's next turn
         self._unsent: bytearray | None = None  # what the peer has not taken yet
-        self._work: Iterator[None] | None = None  # messages that wait until it has
         self._reading = True
         self._ending = ""  # the outcome, once the connection is to end as soon as all is sent
-        self._unheard = False  # whether the peer hears nothing more; what it has said is handled all the same
-        self._tls = ""  # whether it is to be encrypted as soon as all is sent, or just becomes so
+        self._shaking_hands = False
         self._last = loop.now  # when something came in or went out
         self._began = 0.0  # when the first byte came of a message that is not complete yet
         self.bytes_in = 0
         self.bytes_out = 0
-        self.closing: bool | str = False  # ASKED: no further message is handled, and the end is on its way
+        # `closing` is ASKED as long as the end is on its way: no further message is handled by then.
         self.ended = False
         self.slot: Slot | None = None
 
@@ -136,8 +126,8 @@ class MessageConnection:
     def send(self, message: bytes, encode: Encode) -> None:
         if threading.get_ident() != self._server._srvkit_loop_thread:
             self._loop.call_soon(partial(self._enter, partial(self._send_for_thread, message, encode)))
-        elif self._out is not None:
-            self._hold(encode(message))
+        elif self._at_work:
+            self.hold(message, encode)
             self._flush()
         elif not self.ended:
             self._send_for_another(message, encode)
@@ -156,15 +146,13 @@ class MessageConnection:
 
     def start_tls(self) -> None:
         to_begin(self._server, self._request)
-        self._tls = WANTED  # no further message is handled
-        # What is encrypted begins afresh; the short way through the current messages ends with it.
-        self._handler.framing = self._handler.framing.fresh()
+        self.wants_tls = True
 
     # ---- for the mixin
 
     def begin(self) -> None:
         """Build the handler, let it greet, and wait for what comes."""
-        self._handler = handler = self._built()
+        self.handler = handler = self._built()
         handler.request = self._request
         handler.link = self
         self._server.links[self] = None
@@ -187,8 +175,7 @@ class MessageConnection:
         self._enter(self._greet)
 
     def _wait_for(self, step: Callable[[], object], events: int) -> None:
-        # The loop keeps one bound method for each link and no partial: an idle connection takes 0.96 KB
-        # where it took 1.39, this and `_out`, `moment` and the loop's list taken together.
+        # The loop keeps one bound method for each connection and no partial, which would take more memory.
         self._loop.watch(self._request.fileno(), self._ready, events)
 
     def _ready(self) -> None:
@@ -254,6 +241,8 @@ class MessageConnection:
 
     def _readable(self) -> bool:
         """Read once and handle what came; return False where nothing did."""
+        if self._work is not None:
+            return False  # what came before has its turn first
         try:
             data = self._request.recv(CHUNK, DONT_WAIT)
         except BlockingIOError:
@@ -266,38 +255,25 @@ class MessageConnection:
             return True
         self._last = self._loop.now
         self.bytes_in += len(data)
+        self._at_work = True
         try:
-            handler = self._handler
-            framing = handler.framing
-            try:
-                messages = framing.feed(data)
-            except FrameError as error:
-                self._begin_work(self._batch(framing, error.messages, data, error))
-                return True
-            if messages and self._began:
+            steady = self.receive(data)
+            if self._began and self.completed:
                 self._began = 0.0  # what is next has a beginning of its own
-            # The usual case, short: each message has one reply or none, and the peer takes them at once.
-            self._out = out = []
-            size = 0
-            for index, message in enumerate(messages):
-                reply = handler.handle_message(message)
-                usual = type(reply) is bytes or reply is None
-                if not usual or handler.framing is not framing or self.closing or size > HIGH_WATER:
-                    self._begin_work(self._batch(framing, messages[index:], data, None, reply))
-                    return True
-                if reply is not None:
-                    out.append(framing.encode(reply))
-                    size += len(reply)
-            self._flush()
-            self._out = None
-            if self._unsent or self.closing or framing.held or self._began:
-                self._update_interest()
+            out = self.out
+            if out:
+                self._transmit(out.pop() if len(out) == 1 else self.take())
+            if not steady or self._unsent or self._began:
+                self._go_on()
         except BaseException as error:
             self._failed(error)
+        finally:
+            self._at_work = False
         return True
 
     def _writable(self) -> None:
-        assert self._unsent is not None
+        if self._unsent is None:
+            return  # what is next to be sent has its turn soon
         try:
             sent = self._request.send(self._unsent, DONT_WAIT)
         except BlockingIOError as error:
@@ -317,30 +293,37 @@ class MessageConnection:
             self._attempt(self._go_on)
 
     def _greet(self) -> None:
-        greeting = self._handler.connected()
-        if greeting is not None:
-            self._begin_work(self._deliver(greeting))
+        self._at_work = True
+        try:
+            self.greet()
+            self._flush()
+        finally:
+            self._at_work = False
+        self._go_on()
 
     # ---- handling messages
 
-    def _begin_work(self, work: Iterator[None]) -> None:
-        self._work = work
-        self._go_on()
-
     def _go_on(self) -> None:
-        """Handle messages until they are done or the peer must take something first."""
-        if self._work is not None:
-            self._out = self._out or []
-            try:
-                next(self._work)
-            except StopIteration:
-                self._work = None
-        self._flush()
-        self._out = None
+        """Handle messages until they are done, the peer must take something, or others have their turn."""
+        self._at_work = True
+        try:
+            for _ in range(TURN):
+                if self._work is None or self._unsent or self._ending:
+                    break
+                self.pull()
+                self._flush()
+        finally:
+            self._at_work = False
         self._update_interest()
 
     def _go_on_later(self) -> None:
-        self._loop.call_soon(partial(self._enter, self._go_on))
+        if not self._goes_on:
+            self._goes_on = True
+            self._loop.call_soon(self._go_on_now)
+
+    def _go_on_now(self) -> None:
+        self._goes_on = False
+        self._enter(self._go_on)
 
     def _read_on_later(self) -> None:
         self._loop.call_soon(partial(self._enter, self._readable))
@@ -357,90 +340,9 @@ class MessageConnection:
         elif not self.ended:
             self._read_the_rest_later()
 
-    def _batch(
-        self,
-        framing: Any,
-        messages: list[bytes],
-        data: bytes,
-        fault: FrameError | None = None,
-        reply: Any = NO_REPLY,
-    ) -> Iterator[None]:
-        """Handle messages; yields where the peer must first take what was written."""
-        handler = self._handler
-        size = still = 0
-        while True:
-            for index, message in enumerate(messages):
-                if reply is NO_REPLY:
-                    reply = handler.handle_message(message)
-                if type(reply) is bytes:
-                    self._hold(handler.framing.encode(reply))
-                    size += len(reply)
-                    if size >= HIGH_WATER:
-                        self._flush()
-                        size = 0
-                elif reply is not None:
-                    yield from self._deliver(reply)
-                reply = NO_REPLY
-                if self.closing or self._ending:
-                    return
-                if self._tls:
-                    fault = fault or data_before_tls(messages[index + 1 :], framing)
-                    if fault is not None:
-                        self._tls = ""
-                        self._log(f"{BAD_MESSAGE}: {fault}")
-                        self._ending = BAD_MESSAGE
-                    return
-                if self._unsent and len(self._unsent) >= HIGH_WATER:
-                    yield
-                if handler.framing is not framing:
-                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
-                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
-                    data = rest
-                    break
-            else:
-                if fault is not None:
-                    self._log(f"{BAD_MESSAGE}: {fault}")
-                    self._ending = BAD_MESSAGE
-                return
-            if not data:
-                return
-            framing, fault = handler.framing, None
-            try:
-                messages = framing.feed(data)
-            except FrameError as error:
-                messages, fault = error.messages, error
-
-    def _deliver(self, reply: Any) -> Iterator[None]:
-        if isinstance(reply, (bytes, bytearray, memoryview)):
-            self._hold(self._handler.framing.encode(reply))
-            return
-        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
-            raise no_reply(self._handler, reply)
-        for part in reply:
-            held = self._hold(self._handler.framing.encode(part))
-            if held >= 64 or not isinstance(reply, (list, tuple)):
-                self._flush()
-                if self._unsent:
-                    yield
-            if self.closing or self._ending or self._unheard:
-                return
-
-    def _hold(self, data: bytes) -> int:
-        """Keep what is to be sent with the rest; return how many pieces there are."""
-        if self._out is None:
-            self._out = [data]
-        else:
-            self._out.append(data)
-        return len(self._out)
-
     def _flush(self) -> None:
-        out = self._out
-        if out:
-            try:
-                data = out[0] if len(out) == 1 else b"".join(out)
-            except TypeError as error:
-                raise keep_bytes(out) or error from None
-            out.clear()  # and no new one: whoever handles messages goes on filling it
+        data = self.take()
+        if data:
             self._transmit(data)
 
     def _send_for_thread(self, message: bytes, encode: Encode) -> None:
@@ -452,7 +354,7 @@ class MessageConnection:
 
     def _send_for_another(self, message: bytes, encode: Encode) -> None:
         """Send what no message of this peer has asked for, unless it takes nothing."""
-        if self._handler is None:  # it has taken leave
+        if self.handler is None:  # it has taken leave
             return
         if self._unsent and len(self._unsent) > MOST_UNSENT:
             self._unsent = None
@@ -461,12 +363,12 @@ class MessageConnection:
             self._transmit(encode(message))
 
     def _transmit(self, data: bytes) -> None:
-        if self._unheard:
+        if self.deaf:
             return
         if self._unsent:
             self._unsent += data
             return
-        if self._tls == SHAKING_HANDS:
+        if self._shaking_hands:
             self._unsent = bytearray(data)
             return
         try:
@@ -484,11 +386,14 @@ class MessageConnection:
 
     def _update_interest(self) -> None:
         """Wait for what comes next: the peer to read, the peer to write, or nothing any more."""
-        if self.ended or self._tls == SHAKING_HANDS:
+        if self.ended or self._shaking_hands:
             return
         if self._ending == OVERFLOW:
             self._peer_lost(OVERFLOW)
             return
+        if self.fault is not None and not self._ending:
+            self._log(f"{BAD_MESSAGE}: {self.fault}")
+            self._ending = BAD_MESSAGE
         if self._unsent:
             if self._reading:
                 self._reading = False
@@ -500,13 +405,14 @@ class MessageConnection:
             self._go_on_later()
             return
         if self.closing is True or self._ending:
-            if self._unheard and not self._ending:
+            if self.deaf and not self._ending:
                 self._peer_lost(RESET)
             else:
                 self._end(self._ending or CLOSED)
             return
-        if self._tls:
-            self._tls = SHAKING_HANDS
+        if self.wants_tls:
+            self._shaking_hands = True
+            self.tls_began()  # what others send meanwhile leaves encrypted
             self._secure()
             return
         if not self._reading:
@@ -515,7 +421,7 @@ class MessageConnection:
             self._reschedule()
         if getattr(self._request, "pending", False):
             self._read_on_later()
-        if not self._handler.framing.buffered:
+        if not self.handler.framing.buffered:
             self._began = 0.0
             if self._server.draining:
                 self._say_last_words()
@@ -534,7 +440,7 @@ class MessageConnection:
             self._enter(partial(self._go_on_encrypted, outcome, error))
 
     def _go_on_encrypted(self, outcome: str, error: Exception | None) -> None:
-        self._tls = ""
+        self._shaking_hands = False
         if outcome:
             if outcome != STOPPED:
                 self._log(f"{outcome}: {error}" if error is not None else outcome)
@@ -560,10 +466,10 @@ class MessageConnection:
         return not self.bytes_in and self._server.patience > 0
 
     def _is_idle(self) -> bool:
-        if self.ended or self._ending or self._tls:
+        if self.ended or self._ending or self.wants_tls or self._shaking_hands:
             return False
         try:
-            return not (self._unsent or self._work or self._handler.framing.buffered)
+            return not (self._unsent or self._work or self.handler.framing.buffered)
         except Exception:
             return False  # the framing's own fault, which is told where it is fed
 
@@ -581,61 +487,56 @@ class MessageConnection:
 
     def _next_deadline(self) -> tuple[float, str]:
         """Return when a limit will have passed if nothing happens, and what that means; 0 for never."""
-        limits = self._limits
-        if limits is None:
+        if self._limits is None:
             return 0.0, ""
-        seconds, outcome = limits.idle_timeout, IDLE_TIMEOUT
-        if self._unsent:
-            seconds, outcome = limits.write_timeout, WRITE_TIMEOUT
-        elif not self.bytes_in:
-            seconds, outcome = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
-        due = self._last + seconds if seconds else 0.0
-        if self._began and limits.request_timeout:
-            absolute = self._began + limits.request_timeout
-            if not due or absolute < due:
-                return absolute, REQUEST_TIMEOUT
-        return due, outcome
+        now = monotonic()
+        left, outcome = next_timeout(
+            self._limits,
+            heard=self.bytes_in > 0,
+            unsent=bool(self._unsent),
+            quiet=now - self._last,
+            message=now - self._began if self._began else None,
+        )
+        return (0.0 if left is None else now + left), outcome
 
     # ---- ends
 
     def _peer_ended(self) -> None:
-        if self._unheard:
+        if self.deaf:
             self._peer_lost(RESET)
             return
         if self._server.draining:
             self._end(STOPPED)
             return
-        try:
-            self._handler.framing.eof()
-        except FrameError as error:
-            self._log(f"{TRUNCATED}: {error}")
+        fault = self.end_of_input()
+        if fault is not None:
+            self._log(f"{TRUNCATED}: {fault}")
             self._end(TRUNCATED)
         else:
             self._end(EOF)
 
     def _stop_writing(self) -> None:
         """Note that the peer cannot be written to any more; what it has said before is still handled."""
-        if not self._unheard:
-            self._unheard = True
+        if not self.deaf:
+            self.deaf = True
             self._read_the_rest_later()
 
     def _peer_lost(self, outcome: str) -> None:
         if outcome == RESET:
-            self._unheard = True
+            self.deaf = True
             outcome = lost_outcome(self._request, self.bytes_in)
-        if self._handler is not None:
+        if self.handler is not None:
             self._log(outcome, logging.DEBUG if outcome == EOF else logging.INFO)
         self._end(outcome)
 
     def _failed(self, error: BaseException) -> None:
         """The handler raised: report it, and end the connection once earlier replies are out."""
         self._work = None
-        if self._tls == WANTED:
-            self._tls = ""
+        self.wants_tls = False
         try:
             self._flush()
         except Exception:  # the first one is told, below
-            self._out = None
+            self.out.clear()
         self._ending = self._ending or (BAD_MESSAGE if isinstance(error, FrameError) else ERROR)
         try:
             self._report(error)
@@ -657,10 +558,10 @@ class MessageConnection:
         """Let the handler take leave, and close the connection when its last words are out."""
         if self.ended:
             return
-        if self._handler is None:
+        if self.handler is None:
             self._close()
             return
-        self._unheard = self._unheard or bool(self._unsent) or outcome in UNHEARD
+        self.deaf = self.deaf or bool(self._unsent) or outcome in UNHEARD
         self._work = self._unsent = None
         self._ending = outcome
         self._write_account(outcome)
@@ -677,14 +578,16 @@ class MessageConnection:
 
     def _take_leave(self, outcome: str) -> None:
         # handler.link and this would otherwise keep each other until the garbage collector comes by.
-        handler, self._handler = self._handler, None
-        self._out = []
+        handler, self.handler = self.handler, None
+        self.out.clear()
+        self._at_work = True
         try:
             handler.disconnected(outcome)
         except BaseException as error:
             self._report(error)
+        finally:
+            self._at_work = False
         self._flush()
-        self._out = None
 
     def _close(self) -> None:
         self.ended = True

@@ -18,14 +18,13 @@ from srvkit.concurrency.executor import ThreadExecutor
 from srvkit.concurrency.message_connection import (
     ASKED,
     MOST_UNSENT,
-    SHAKING_HANDS,
     ConnectionKeeper,
-    Encode,
     MessageConnection,
 )
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
 from srvkit.net.event_loop import READ, WRITE
+from srvkit.protocol.conversation import Encode
 from srvkit.protocol.outcomes import OVERFLOW
 
 FULL = "the pool"
@@ -90,6 +89,15 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
         else:
             super().run_step(step)
 
+    def jobs_wait(self) -> bool:
+        """Tell whether others wait for a thread."""
+        return self._crew is not None and self._crew.has_waiting
+
+    def run_after_others(self, function: Callable[..., object], *args: Any) -> None:
+        """Have a thread run this after what waits already; called in one of them, which takes the next."""
+        assert self._crew is not None
+        self._crew.add(function, *args)
+
     def _is_busy(self) -> bool:
         return len(self._taken) >= self.threads
 
@@ -119,13 +127,14 @@ class PooledConnection(MessageConnection):
     connection's context, which only one thread can be in. What others send meanwhile waits in `_outside`.
     """
 
-    __slots__ = ("_again", "_busy", "_left", "_lock", "_outside", "_outside_size", "_thread")
+    __slots__ = ("_again", "_busy", "_gives_way", "_left", "_lock", "_outside", "_outside_size", "_thread")
 
     def begin(self) -> None:
         self._lock = threading.Lock()
         self._busy = False
         self._again = False  # whether the loop wanted something while a thread was busy
         self._left = False  # whether the loop ended while a thread was busy
+        self._gives_way = False  # whether the thread that is busy goes on with others first
         self._outside: deque[tuple[bytes, Encode]] = deque()
         self._outside_size = 0
         self._thread = 0  # the one that is busy
@@ -134,7 +143,7 @@ class PooledConnection(MessageConnection):
     def send(self, message: bytes, encode: Encode) -> None:
         if threading.get_ident() == self._thread:
             if not self.ended:
-                self._hold(encode(message))
+                self.hold(message, encode)
                 self._flush()
         else:
             with self._lock:
@@ -208,9 +217,14 @@ class PooledConnection(MessageConnection):
     def _let_go(self) -> bool:
         """Give the link back to the loop, outside of its context; return whether nothing came between."""
         with self._lock:
-            shaking_hands = self._tls == SHAKING_HANDS and not self.ended
+            shaking_hands = self._shaking_hands and not self.ended
             if self._left and not self.ended:  # since a moment ago
                 return False
+            if self._gives_way and not self.ended:
+                self._gives_way = False
+                self._thread = 0
+                self._server.run_after_others(self._work_off, self._go_on)
+                return True
             if not (shaking_hands or self.ended):
                 if self._again or self._outside or self._has_more():
                     self._again = False
@@ -235,14 +249,17 @@ class PooledConnection(MessageConnection):
             if closing:
                 self.closing = True
             self._attempt(self._update_interest)
-            if self._tls == SHAKING_HANDS:
+            if self._shaking_hands:
                 return
             if self._server.draining and self._is_idle() and not self._is_expected():
                 self._attempt(self._last_words)
             elif self._work is not None and not self._unsent:
+                if self._server.jobs_wait():
+                    self._gives_way = True
+                    return
                 self._attempt(self._go_on)
             elif self._has_more():
-                self._attempt(self._read_the_rest if self._unheard else self._readable)
+                self._attempt(self._read_the_rest if self.deaf else self._readable)
             else:
                 return
 
@@ -257,9 +274,9 @@ class PooledConnection(MessageConnection):
 
     def _has_more(self) -> bool:
         """Whether there is something to do that no event of the socket will tell of."""
-        if self._unsent or self.ended or self._handler is None:
+        if self._unsent or self.ended or self.handler is None:
             return False
-        return self._work is not None or self._unheard or getattr(self._request, "pending", False)
+        return self._work is not None or self.deaf or getattr(self._request, "pending", False)
 
     def _secure(self) -> None:
         """Nothing: that begins when the thread has left the connection's context."""

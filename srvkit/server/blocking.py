@@ -25,14 +25,13 @@ from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.event_loop import WRITE
 from srvkit.net.send_queue import end_reading
 from srvkit.net.tls_context import to_begin
-from srvkit.protocol.framing import data_before_tls, hand_over, keep_bytes, no_reply, stands_still
+from srvkit.protocol.conversation import NO_REPLY, Conversation, DatagramConversation
 from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
     EOF,
     ERROR,
     FIRST_BYTE_TIMEOUT,
-    IDLE_TIMEOUT,
     OVERFLOW,
     REQUEST_TIMEOUT,
     RESET,
@@ -43,6 +42,7 @@ from srvkit.protocol.outcomes import (
     handshake_outcome,
     lost_outcome,
 )
+from srvkit.protocol.timeouts import next_timeout
 
 log = logging.getLogger("srvkit.server")
 
@@ -50,7 +50,6 @@ _recv = socket.socket.recv  # taken now: a program's tests may put something els
 
 CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
 Encode = Callable[[bytes], bytes]
-NO_REPLY: Any = object()  # stands for a reply that is not known yet
 
 
 def converse(handler: Any) -> None:
@@ -58,36 +57,34 @@ def converse(handler: Any) -> None:
 
     What the peer does wrong is logged here; what the handler raises is passed on.
     """
-    link = StreamLink(handler)
-    handler.link = link
+    driver = BlockingDriver(handler)
+    handler.link = driver
     outcome = ERROR
     try:
-        outcome = link.converse()
+        outcome = driver.converse()
     except FrameError:
         outcome = BAD_MESSAGE
         raise
     finally:
-        link.account(outcome)
-        link.ends(outcome)
+        driver.account(outcome)
+        driver.ends(outcome)
         try:
             handler.disconnected(outcome)
         finally:
-            # handler.link and this would otherwise keep each other until the garbage collector comes by.
-            link.handler = None
+            driver.let_go()
 
 
 def converse_datagram(handler: Any) -> None:
     """Handle the messages of one datagram and answer them in one."""
-    link = DatagramLink(handler)
-    handler.link = link
-    link.converse(handler)
+    driver = DatagramDriver(handler)
+    handler.link = driver
+    driver.converse(handler)
 
 
-class StreamLink:
-    """The way of a message handler's bytes over one blocking socket."""
+class BlockingDriver:
+    """Drives the conversation of a message handler over one blocking socket; the handler's `link`."""
 
     # Most connections need no more than what __init__ sets; these stand for the rest until it is needed.
-    _unsent_bytes = 0
     _lost: str | None = None
     _ends = False  # whether the handler takes leave
     _began: float | None = None  # when the first byte came of a message that is not complete yet
@@ -96,25 +93,25 @@ class StreamLink:
     _awaited = FIRST_BYTE_TIMEOUT
     bytes_in = 0
     bytes_out = 0
-    closing = False
-    _wants_tls = False
 
     def __init__(self, handler: Any) -> None:
-        self.handler = handler
         self._socket = handler.request
         self._account = self._socket if isinstance(self._socket, Connection) else None
         self._server = handler.server
+        self._client_address = handler.client_address
         self._limits = getattr(handler.server, "limits", None)
         self._runners: Runners = getattr(self._socket, "runners", None) or Threads()
         self._own = self._runners.current()
-        self._sending = self._runners.lock
-        self._unsent: list[bytes] = []  # replies of the messages of one read: they leave in one write
+        self._sending = self._runners.lock  # from encoding to the end of the write
+        self._conversation = Conversation(handler, self._sending)
+
+    # ---- for the handler
 
     def send(self, message: bytes, encode: Encode) -> None:
         runner = self._runners.current()
         if runner == self._own:
             try:
-                self._hold(message, encode)
+                self._conversation.hold(message, encode)
                 self._flush()
             except PeerGone:
                 if not self._ends:
@@ -123,15 +120,19 @@ class StreamLink:
             self._give_up(OVERFLOW)
 
     def close(self) -> None:
-        self.closing = True
+        self._conversation.closing = True
         if self._runners.current() != self._own:  # which may wait in recv()
             end_reading(self._socket, getattr(self._server, "_srvkit_loop", None))
 
     def start_tls(self) -> None:
-        to_begin(self.handler.server, self._socket)
-        if not self._wants_tls:
+        to_begin(self._server, self._socket)
+        conversation = self._conversation
+        if not conversation.wants_tls:
             self._sending.acquire()  # what others send waits until it can be encrypted
-            self._wants_tls = True
+            conversation.lock = None
+            conversation.wants_tls = True
+
+    # ---- from the beginning to the end
 
     def converse(self) -> str:
         """Talk until the end and return the outcome. Raises what the handler raises."""
@@ -144,7 +145,7 @@ class StreamLink:
                         self._flush()  # the replies to what was handled before
                 raise
             finally:
-                if self._wants_tls:
+                if self._conversation.wants_tls:
                     self._done_with_tls()
                 self._runners.finish()
         except PeerGone:
@@ -169,30 +170,23 @@ class StreamLink:
         if outcome in UNHEARD:
             self._lost = self._lost or outcome
 
+    def let_go(self) -> None:
+        """Let go of the handler, which has taken leave."""
+        # It and this would otherwise keep each other until the garbage collector comes by.
+        self._conversation.handler = None
+
     def _converse(self) -> str:
-        handler = self.handler
-        server = handler.server
-        try:
-            greeting = handler.connected()
-            if greeting is not None:
-                self._deliver(greeting)
-                self._flush()
-        except PeerGone:
-            self._stay_if_reset()
+        conversation = self._conversation
         account = self._account
-        if self._wants_tls and (outcome := self._secure()):
+        conversation.greet()
+        self._reply()
+        if conversation.wants_tls and (outcome := self._secure()):
             return outcome
-        while not self.closing:
+        while not conversation.closing:
             if account is not None:
                 account.idle = self._began is None
                 account.waits += 1
-            draining = getattr(server, "draining", False) is True
-            if draining and not self.bytes_in and getattr(server, "patience", 0) > 0:
-                draining = False  # it has just connected; if it stays silent, the server ends it
-            if self._lost is not None:
-                data = self._receive_the_rest()
-            else:
-                data = self._receive_what_is_there() if draining else self._receive()
+            data = self._read()
             if account is not None:
                 account.idle = False
                 account.waits += 1
@@ -205,17 +199,14 @@ class StreamLink:
                 account.bytes_in = self.bytes_in
             if self._limits is not None and self._limits.request_timeout:
                 self._answer_by = (self._began or monotonic()) + self._limits.request_timeout
-            fault = self._handle(data)
-            if self._unsent:
-                try:
-                    self._flush()
-                except PeerGone:
-                    self._stay_if_reset()
+            conversation.receive(data)
+            if conversation.out or conversation.busy:
+                self._reply()
             self._answer_by = 0.0
-            if fault is not None:
-                self._log(f"{BAD_MESSAGE}: {fault}")
+            if conversation.fault is not None:
+                self._log(f"{BAD_MESSAGE}: {conversation.fault}")
                 return BAD_MESSAGE
-            if self._wants_tls and (outcome := self._secure()):
+            if conversation.wants_tls and (outcome := self._secure()):
                 return outcome
             if self._limits is not None:
                 self._note_begin()
@@ -223,35 +214,41 @@ class StreamLink:
             raise PeerGone(self._lost)
         return CLOSED
 
-    def _stay_if_reset(self) -> None:
-        """Go on, if the peer has vanished, with what it has said before; else raise what is being raised."""
-        if self._lost != RESET:
-            raise
+    def _reply(self) -> None:
+        """Send what was replied, and all that follows from it."""
+        conversation = self._conversation
+        while True:
+            try:
+                self._flush()
+            except PeerGone:
+                if not conversation.deaf:
+                    raise
+            if not conversation.busy:
+                return
+            conversation.pull()
 
-    def _secure(self) -> str:
-        """Shake hands; return "", or how the connection has ended thereby."""
-        tls = to_begin(self.handler.server, self._socket)
-        if self._account is not None:
-            self._account.waits += 1
-        try:
-            self._socket.begin_tls(tls)
-            self._socket.wait_for_handshake(tls.settings.handshake_timeout)
-        except (PeerError, OSError) as error:
-            if self.closing:
-                return CLOSED
-            outcome = handshake_outcome(error)
-            self._log(f"{outcome}: {error}")
-            return outcome
-        finally:
-            self._done_with_tls()
-            if self._account is not None:
-                self._account.waits += 1
-        self.handler.framing = self.handler.framing.fresh()
-        return ""
+    def _ended(self) -> str:
+        if self._conversation.closing:
+            return CLOSED
+        if getattr(self._server, "draining", False) is True:
+            return STOPPED
+        fault = self._conversation.end_of_input()
+        if fault is not None:
+            self._log(f"{TRUNCATED}: {fault}")
+            return TRUNCATED
+        return EOF
 
-    def _done_with_tls(self) -> None:
-        self._wants_tls = False
-        self._sending.release()
+    # ---- reading
+
+    def _read(self) -> bytes:
+        server = self._server
+        if self._lost is not None:
+            return self._receive_the_rest()
+        if getattr(server, "draining", False) is True:
+            has_just_connected = not self.bytes_in and getattr(server, "patience", 0) > 0
+            if self._began is None and not has_just_connected:  # else, if it stays silent, the server ends it
+                return self._receive_what_is_there()
+        return self._receive()
 
     def _receive(self) -> bytes:
         if self._limits is not None:
@@ -268,8 +265,6 @@ class StreamLink:
 
     def _receive_what_is_there(self) -> bytes:
         """Read without waiting between messages: the server stops, what has arrived is still answered."""
-        if self._began is not None:
-            return self._receive()
         try:
             data: bytes = self._socket.recv(CHUNK, socket.MSG_DONTWAIT)
         except OSError:
@@ -284,83 +279,37 @@ class StreamLink:
         assert self._lost is not None
         raise PeerGone(self._lost)
 
-    def _handle(self, data: bytes) -> FrameError | None:
-        """Handle every whole message that `data` completes; return what is wrong with the rest, if it is."""
-        handler = self.handler
-        still = 0
-        while True:
-            framing = handler.framing
-            fault = None
-            try:
-                messages = framing.feed(data)
-            except FrameError as error:
-                messages, fault = error.messages, error
-            if messages:
-                self._began = None  # what is next has a beginning of its own
-            for index, message in enumerate(messages):
-                try:
-                    reply = handler.handle_message(message)
-                    if reply is not None:
-                        self._deliver(reply)
-                except PeerGone:
-                    self._stay_if_reset()
-                if self.closing:
-                    return None
-                if self._wants_tls:
-                    return fault or data_before_tls(messages[index + 1 :], framing)
-                if handler.framing is not framing:
-                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
-                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
-                    data = rest
-                    break
-            else:
-                return fault
-            if not data:
-                return None
+    def _note_begin(self) -> None:
+        conversation = self._conversation
+        if not conversation.handler.framing.buffered:
+            self._began = None
+        elif conversation.completed or self._began is None:  # what is next has a beginning of its own
+            self._began = monotonic()
 
-    def _ended(self) -> str:
-        if self.closing:
-            return CLOSED
-        if getattr(self.handler.server, "draining", False) is True:
-            return STOPPED
-        try:
-            self.handler.framing.eof()
-        except FrameError as error:
-            self._log(f"{TRUNCATED}: {error}")
-            return TRUNCATED
-        return EOF
+    def _arm(self) -> None:
+        """Set how long the next read may take, and what it means if it takes longer."""
+        assert self._limits is not None
+        message = None if self._began is None else monotonic() - self._began
+        left, self._awaited = next_timeout(self._limits, heard=self.bytes_in > 0, message=message)
+        seconds = 0 if left is None else max(0.001, left)
+        if seconds != self._armed:
+            self._armed = seconds
+            self._limit_receiving(seconds)
 
-    def _deliver(self, reply: Any) -> None:
-        if isinstance(reply, (bytes, bytearray, memoryview)):
-            self._hold(reply, self.handler.framing.encode)
-            return
-        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
-            raise no_reply(self.handler, reply)
-        at_once = not isinstance(reply, (list, tuple))  # a generator may take its time between two replies
-        for part in reply:
-            self._hold(part, self.handler.framing.encode)
-            if at_once:
-                self._flush()
-            if self.closing:
-                break
-
-    def _hold(self, message: Any, encode: Encode) -> None:
-        # Whoever has the lock encodes: so messages leave in the order in which they were encoded.
-        if self._wants_tls:
-            self._encode(message, encode)
+    def _limit_receiving(self, seconds: float) -> None:
+        sock = self._socket
+        # A timeout of the kernel saves a poll() for each read; only where recv() is the plain system call.
+        if type(sock).recv is _recv and hasattr(socket, "SO_RCVTIMEO"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+        elif hasattr(sock, "receive_timeout"):  # it waits in its own way
+            sock.receive_timeout = seconds or None
         else:
-            with self._sending:
-                self._encode(message, encode)
-        if self._unsent_bytes >= CHUNK:
-            self._flush()
+            sock.settimeout(seconds or None)
 
-    def _encode(self, message: Any, encode: Encode) -> None:
-        data = encode(message)
-        self._unsent_bytes += len(data)  # first: what is no bytes may have none
-        self._unsent.append(data)
+    # ---- writing
 
     def _flush(self) -> None:
-        if self._unsent:
+        if self._conversation.out:
             if self._account is None:
                 self._send()
                 return
@@ -372,24 +321,15 @@ class StreamLink:
                 self._account.bytes_out = self.bytes_out
 
     def _send(self) -> None:
-        if self._wants_tls:  # and has the lock until the handshake is over
-            self._send_unsent()
+        if self._conversation.wants_tls:  # and has the lock until the handshake is over
+            self._send_now(self._conversation.take())
         else:
             with self._sending:
-                self._send_unsent()
-
-    def _send_unsent(self) -> None:
-        unsent = self._unsent
-        if unsent:  # nobody else has sent it
-            try:
-                data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
-            except TypeError as error:
-                raise keep_bytes(unsent) or error from None
-            unsent.clear()
-            self._unsent_bytes = 0
-            self._send_now(data)
+                self._send_now(self._conversation.take())
 
     def _send_now(self, data: bytes) -> None:
+        if not data:  # somebody else has sent it
+            return
         if self._lost is not None:
             raise PeerGone(self._lost)
         try:
@@ -405,6 +345,7 @@ class StreamLink:
         else:
             self.bytes_out += len(data)
             return
+        self._conversation.deaf = self._lost == RESET  # what it has said before is still handled
         raise PeerGone(self._lost)
 
     def _send_in_time(self, data: bytes) -> None:
@@ -433,16 +374,17 @@ class StreamLink:
                     pass  # others have filled it
 
     def _send_for_another(self, sender: object, message: bytes, encode: Encode) -> None:
+        conversation = self._conversation
         try:
             with self._sending:
-                self._encode(message, encode)
-                self._send_unsent()
+                conversation.out.append(encode(message))
+                self._send_now(conversation.take())
         except PeerGone as gone:
             self._give_up(gone.outcome)
         except Exception:
-            if self._runners.current() == sender or self.handler is None:
+            if self._runners.current() == sender or conversation.handler is None:
                 raise
-            self.handler.server.handle_error(self._socket, self.handler.client_address)
+            self._server.handle_error(self._socket, self._client_address)
 
     def _give_up(self, outcome: str) -> None:
         """Tell the owning thread that the peer is gone."""
@@ -450,41 +392,36 @@ class StreamLink:
         with suppress(OSError):  # gone already
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _note_begin(self) -> None:
-        if not self.handler.framing.buffered:
-            self._began = None
-        elif self._began is None:
-            self._began = monotonic()
+    # ---- TLS
 
-    def _arm(self) -> None:
-        """Set how long the next read may take, and what it means if it takes longer."""
-        limits = self._limits
-        assert limits is not None
-        if self.bytes_in:
-            seconds, self._awaited = limits.idle_timeout, IDLE_TIMEOUT
-        else:
-            seconds, self._awaited = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
-        if limits.request_timeout and self._began is not None:
-            remaining = max(0.001, self._began + limits.request_timeout - monotonic())
-            if not seconds or remaining < seconds:
-                seconds, self._awaited = remaining, REQUEST_TIMEOUT
-        if seconds != self._armed:
-            self._armed = seconds
-            self._limit_receiving(seconds)
+    def _secure(self) -> str:
+        """Shake hands; return "", or how the connection has ended thereby."""
+        tls = to_begin(self._server, self._socket)
+        if self._account is not None:
+            self._account.waits += 1
+        try:
+            self._socket.begin_tls(tls)
+            self._socket.wait_for_handshake(tls.settings.handshake_timeout)
+            self._conversation.tls_began()
+        except (PeerError, OSError) as error:
+            if self._conversation.closing:
+                return CLOSED
+            outcome = handshake_outcome(error)
+            self._log(f"{outcome}: {error}")
+            return outcome
+        finally:
+            self._done_with_tls()
+            if self._account is not None:
+                self._account.waits += 1
+        return ""
 
-    def _limit_receiving(self, seconds: float) -> None:
-        sock = self._socket
-        # A timeout of the kernel saves a poll() for each read; only where recv() is the plain system call.
-        if type(sock).recv is _recv and hasattr(socket, "SO_RCVTIMEO"):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
-        elif hasattr(sock, "receive_timeout"):  # it waits in its own way
-            sock.receive_timeout = seconds or None
-        else:
-            sock.settimeout(seconds or None)
+    def _done_with_tls(self) -> None:
+        self._conversation.wants_tls = False
+        self._conversation.lock = self._sending
+        self._sending.release()
 
     def _log(self, what: str, level: int = logging.INFO) -> None:
-        peer = display(self.handler.client_address)
-        log.log(level, "%s: %s ended: %s", _name(self.handler.server), peer, what)
+        log.log(level, "%s: %s ended: %s", _name(self._server), display(self._client_address), what)
 
 
 # Of all threads that answer datagrams: they are few, and a lock for each datagram would cost all others.
@@ -493,16 +430,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_SENDING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-class DatagramLink:
-    """The way of a message handler's bytes in answer to one datagram."""
+class DatagramDriver:
+    """Drives the conversation of a message handler about one datagram; the handler's `link`."""
 
-    __slots__ = ("_address", "_replies", "_server", "_socket", "closing")
+    __slots__ = ("_address", "_conversation", "_replies", "_server", "_socket", "closing")
 
     def __init__(self, handler: Any) -> None:
         self._socket = handler.request[1]
         self._address = handler.client_address
         self._server = handler.server
         self._replies: list[bytes] | None = []  # None once the answer has left
+        self._conversation: DatagramConversation | None = None  # where there is more to it than one reply
         self.closing = False
 
     def send(self, message: bytes, encode: Encode) -> None:
@@ -515,12 +453,14 @@ class DatagramLink:
 
     def close(self) -> None:
         self.closing = True
+        if self._conversation is not None:
+            self._conversation.closing = True
 
     def start_tls(self) -> None:
         raise RuntimeError("datagrams cannot be encrypted")
 
     def converse(self, handler: Any) -> None:
-        # The handler is passed along and not kept: it keeps this link, and a circle would wait for the
+        # The handler is passed along and not kept: it keeps this driver, and a circle would wait for the
         # garbage collector.
         data = handler.request[0]
         framing = handler.framing
@@ -539,7 +479,7 @@ class DatagramLink:
                     self._replies = None
                     self._answer(answer)
                     return
-            fault = self._handle(handler, framing, messages, data, fault, reply)
+            fault = self._go_through(handler, framing, messages, data, fault, reply)
         finally:
             with _SENDING:
                 replies, self._replies = self._replies, None
@@ -553,47 +493,16 @@ class DatagramLink:
             if dropped is not None:
                 dropped()
 
-    def _handle(
-        self,
-        handler: Any,
-        framing: Any,
-        messages: list[bytes],
-        data: bytes,
-        fault: FrameError | None,
-        reply: Any,
-    ) -> FrameError | None:
-        """Handle messages, the first of which has its reply unless that is NO_REPLY; return what is wrong."""
-        still = 0
-        while True:
-            for index, message in enumerate(messages):
-                if reply is NO_REPLY:
-                    reply = handler.handle_message(message)
-                if reply is not None:
-                    self._deliver(handler, reply)
-                reply = NO_REPLY
-                if self.closing:
-                    return None
-                if handler.framing is not framing:
-                    rest = hand_over(framing, handler.framing, messages[index + 1 :], data)
-                    still = stands_still(framing, still) if len(rest) >= len(data) else 0
-                    data = rest
-                    break
-            else:
-                return fault
-            if not data:
-                return None
-            framing, fault = handler.framing, None
-            try:
-                messages = framing.datagram(data)
-            except FrameError as error:
-                messages, fault = error.messages, error
-
-    def _deliver(self, handler: Any, reply: Any) -> None:
-        if isinstance(reply, str) or not hasattr(reply, "__iter__"):
-            raise no_reply(handler, reply)
-        parts: Any = (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply
-        for part in parts:
-            self.send(part, handler.framing.encode)
+    def _go_through(self, handler: Any, *beginning: Any) -> FrameError | None:
+        self._conversation = conversation = DatagramConversation(handler, _SENDING)
+        assert self._replies is not None
+        conversation.out = self._replies
+        conversation.closing = self.closing
+        try:
+            conversation.go_through(*beginning)
+        finally:
+            self._conversation = None
+        return conversation.fault
 
     def _answer(self, data: bytes) -> None:
         try:

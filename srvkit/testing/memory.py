@@ -13,7 +13,7 @@ from typing import Any
 
 from srvkit.config.model import convert_options
 from srvkit.config.problems import Problems
-from srvkit.protocol.framing import no_reply
+from srvkit.protocol.conversation import Conversation
 from srvkit.server.blocking_handler import DatagramRequestHandler, kind_of
 
 PEER = ("127.0.0.1", 50000)
@@ -151,19 +151,17 @@ class _MemoryFile(io.RawIOBase):
         return self._socket.send(data)
 
 
-class _Replies:
-    """The link of a conversation in memory."""
+class _Conversation(Conversation):
+    """A conversation whose messages go in and out as they are; the handler's `link`, too."""
 
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-        self.closed = False
-
-    def send(self, message: bytes, encode: Callable[[bytes], bytes]) -> None:
+    def hold(self, message: bytes, encode: Callable[[bytes], bytes]) -> None:
         encode(message)
-        self.sent.append(bytes(message))
+        self.out.append(bytes(message))
+
+    send = hold
 
     def close(self) -> None:
-        self.closed = True
+        self.closing = True
 
 
 def _exchange(
@@ -171,29 +169,20 @@ def _exchange(
 ) -> list[bytes]:
     names = {"__module__": handler.__module__, "__qualname__": handler.__qualname__}
     one = type(handler.__name__, (handler,), {**names, **attributes})(None, peer, server)
-    one.link = link = _Replies()
+    one.link = conversation = _Conversation(one)
     outcome = "error"
     try:
-        _say(one, one.connected())
+        conversation.greet()
+        while conversation.busy:
+            conversation.pull()
         for message in messages:
-            if link.closed:
+            if conversation.closing:
                 break
-            _say(one, one.handle_message(message))
-        outcome = "closed" if link.closed else "eof"
+            conversation.go_through(one.framing, [message])
+        outcome = "closed" if conversation.closing else "eof"
     finally:
         one.disconnected(outcome)
-    return link.sent
-
-
-def _say(handler: Any, reply: Any) -> None:
-    if reply is None:
-        return
-    if isinstance(reply, str) or not hasattr(reply, "__iter__"):
-        raise no_reply(handler, reply)
-    for part in (reply,) if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
-        handler.link.send(part, handler.framing.encode)
-        if handler.link.closed:
-            break
+    return conversation.out
 
 
 def _options(handler: type[Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
