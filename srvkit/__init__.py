@@ -24,7 +24,8 @@
 The house, bottom up; a floor imports only from those below it:
 
     errors, contracts        what can go wrong; what one floor promises another
-    net                      sockets and bytes: addresses, listeners, connections, framings, TLS
+    protocol                 what bytes mean, without a socket: framings, conversations, timeouts, outcomes
+    net                      sockets and bytes: addresses, listeners, connections, TLS
     server | concurrency     the life of one connection | how many at once; they meet in a class statement
     plugins                  what others may add
     config                   from TOML text to a server class

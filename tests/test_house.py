@@ -153,6 +153,13 @@ def test_no_file_is_named_for_nothing() -> None:
         assert not re.search(r"(^|_)(utils?|helpers?|common|core|misc)(_|\.|$)", path.name), path
 
 
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_sentences_are_such_as_operators_read(path: Path) -> None:
+    """Subject, verb, what to do; these phrases hide one of them."""
+    found = re.findall(r"\b(?:(?:be|been) had|of late|at hand)\b", path.read_text())
+    assert not found, f"{short(path)}: {found}"
+
+
 def test_the_top_level_holds_what_it_should() -> None:
     allowed = {
         "pyproject.toml", "README.md", "srvkit", "handlers", "tests", "examples", "srvkit.toml",

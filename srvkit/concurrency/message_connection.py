@@ -42,6 +42,7 @@ CHUNK = 65536  # bytes of one read
 TURN = 16  # pauses of a conversation after which others have their turn
 MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
 ASKED = "asked"  # by another thread, to close
+NOTHING: Any = ()  # in place of an empty list of replies, which would take memory for each idle peer
 
 
 class ConnectionKeeper(Steps):
@@ -101,6 +102,7 @@ class MessageConnection(Conversation):
 
     def __init__(self, server: Any, loop: EventLoop, request: Any, client_address: Any) -> None:
         super().__init__(None)
+        self.out = NOTHING
         self._server = server
         self._loop = loop
         self._request = request
@@ -256,13 +258,15 @@ class MessageConnection(Conversation):
         self._last = self._loop.now
         self.bytes_in += len(data)
         self._at_work = True
+        out: list[bytes] = []
+        self.out = out
         try:
             steady = self.receive(data)
             if self._began and self.completed:
                 self._began = 0.0  # what is next has a beginning of its own
-            out = self.out
             if out:
                 self._transmit(out.pop() if len(out) == 1 else self.take())
+            self.out = NOTHING
             if not steady or self._unsent or self._began:
                 self._go_on()
         except BaseException as error:
@@ -294,6 +298,7 @@ class MessageConnection(Conversation):
 
     def _greet(self) -> None:
         self._at_work = True
+        self.out = []
         try:
             self.greet()
             self._flush()
@@ -305,15 +310,18 @@ class MessageConnection(Conversation):
 
     def _go_on(self) -> None:
         """Handle messages until they are done, the peer must take something, or others have their turn."""
-        self._at_work = True
-        try:
-            for _ in range(TURN):
-                if self._work is None or self._unsent or self._ending:
-                    break
-                self.pull()
-                self._flush()
-        finally:
-            self._at_work = False
+        if self._work is not None:
+            self._at_work = True
+            self.out = []
+            try:
+                for _ in range(TURN):
+                    if self._work is None or self._unsent or self._ending:
+                        break
+                    self.pull()
+                    self._flush()
+            finally:
+                self._at_work = False
+        self.out = NOTHING
         self._update_interest()
 
     def _go_on_later(self) -> None:
@@ -536,7 +544,8 @@ class MessageConnection(Conversation):
         try:
             self._flush()
         except Exception:  # the first one is told, below
-            self.out.clear()
+            pass
+        self.out = NOTHING
         self._ending = self._ending or (BAD_MESSAGE if isinstance(error, FrameError) else ERROR)
         try:
             self._report(error)
@@ -579,7 +588,7 @@ class MessageConnection(Conversation):
     def _take_leave(self, outcome: str) -> None:
         # handler.link and this would otherwise keep each other until the garbage collector comes by.
         handler, self.handler = self.handler, None
-        self.out.clear()
+        self.out = []
         self._at_work = True
         try:
             handler.disconnected(outcome)

@@ -1,4 +1,4 @@
-"""Sockets and bytes: addresses, listeners, connections, framings, readiness.
+"""Sockets and bytes: addresses, listeners, connections, TLS, the event loop.
 
 Must not know servers, handlers, models or configuration files.
 """
