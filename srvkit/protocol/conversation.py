@@ -77,15 +77,8 @@ class Conversation:
 
     def greet(self) -> None:
         """Let the handler speak first."""
-        try:
-            greeting = self.handler.connected()
-        except PeerGone:
-            if not self.deaf:
-                raise
-            return
-        if greeting is not None:
-            self._work = self._deliver(greeting)
-            self.pull()
+        self._work = self._greeting()
+        self.pull()
 
     def receive(self, data: bytes) -> bool:
         """Handle the messages that `data` completes, as far as it goes without a pause.
@@ -187,6 +180,15 @@ class Conversation:
         self.wants_tls = False
         self.handler.framing = self.handler.framing.fresh()
 
+    def _greeting(self) -> Iterator[None]:
+        try:
+            greeting = self.handler.connected()
+            if greeting is not None:
+                yield from self._deliver(greeting)
+        except PeerGone:
+            if not self.deaf:
+                raise
+
     def _handle(
         self, framing: Any, messages: list[bytes], data: bytes, fault: FrameError | None, reply: Any
     ) -> Iterator[None]:
@@ -195,15 +197,14 @@ class Conversation:
         still = 0
         while True:
             for index, message in enumerate(messages):
-                if reply is NO_REPLY:
-                    try:
+                try:
+                    if reply is NO_REPLY:
                         reply = handler.handle_message(message)
-                    except PeerGone:
-                        if not self.deaf:
-                            raise
-                        reply = None
-                if reply is not None:
-                    yield from self._deliver(reply)
+                    if reply is not None:
+                        yield from self._deliver(reply)
+                except PeerGone:
+                    if not self.deaf:
+                        raise
                 reply = NO_REPLY
                 if self.closing:
                     return

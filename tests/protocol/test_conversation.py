@@ -93,6 +93,10 @@ class Talk(srvkit.MessageHandler):
     def gone(self, rest: bytes) -> None:
         raise PeerGone("reset")
 
+    def gone_midway(self, rest: bytes) -> Iterator[bytes]:
+        raise PeerGone("reset")
+        yield b"never"
+
 
 def conversation(
     kind: type[Any] = Driver, handler: type[srvkit.MessageHandler] = Talk, **settings: Any
@@ -250,6 +254,27 @@ def test_where_the_peer_is_deaf_the_rest_is_still_handled() -> None:
     one.deaf = True
     one.receive(b"gone\necho x\ngenerate\necho y\n")
     assert everything(one) == b"x\none\ny\n"  # nobody waits for the rest of what is generated
+
+
+def test_also_where_it_was_in_a_reply_that_it_went_deaf() -> None:
+    one = conversation()
+    one.deaf = True
+    one.receive(b"gone_midway\necho x\nnothing\ngone_midway\necho y\n")
+    assert everything(one) == b"x\ny\n"
+
+
+def test_a_greeting_that_nobody_hears_ends_nothing() -> None:
+    class Greets(Talk):
+        def connected(self) -> Any:
+            return self.gone_midway(b"")
+
+    one = conversation(handler=Greets)
+    with pytest.raises(PeerGone):
+        one.greet()
+    one.deaf = True
+    one.greet()
+    one.receive(b"echo x\n")
+    assert everything(one) == b"x\n"
 
 
 def test_the_end_of_input() -> None:
