@@ -24,16 +24,16 @@ class EventMixIn(ConnectionKeeper):
     @passes_datagrams
     def process_request(self, request: Any, client_address: Any) -> None:
         """Add the connection to the loop; a datagram is handled at once."""
-        if getattr(self, "_srvkit_loop", None) is None or isinstance(request, tuple):
-            super().process_request(request, client_address)
-        else:
+        if self._joins_loop(request):
             self.finish_request(request, client_address)
+        else:
+            super().process_request(request, client_address)
 
     @passes_datagrams
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the connection, from now on whenever something arrives."""
-        loop = getattr(self, "_srvkit_loop", None)
-        if loop is None or isinstance(request, tuple):
-            super().finish_request(request, client_address)
-        else:
+        if self._joins_loop(request):
+            loop: Any = getattr(self, "_srvkit_loop", None)
             MessageConnection(self, loop, request, client_address).begin()
+        else:
+            super().finish_request(request, client_address)

@@ -64,6 +64,10 @@ class ConnectionKeeper(Steps):
             link.leave_behind()
         super().loop_ends(loop)
 
+    def _joins_loop(self, request: Any) -> bool:
+        """Tell whether the request is to live in the loop: there is one, and it is no datagram."""
+        return getattr(self, "_srvkit_loop", None) is not None and not isinstance(request, tuple)
+
     def drain(self, patience: float = 0.0) -> None:
         """Drain; connections that are idle between two messages end at once."""
         super().drain(patience)
@@ -477,7 +481,7 @@ class MessageConnection(Conversation):
         if self.ended or self._ending or self.wants_tls or self._shaking_hands:
             return False
         try:
-            return not (self._unsent or self._work or self.handler.framing.buffered)
+            return not self._unsent and self.between_messages
         except Exception:
             return False  # the framing's own fault, which is told where it is fed
 

@@ -102,9 +102,7 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
         return len(self._taken) >= self.threads
 
     def _waits_in_loop(self, request: Any) -> bool:
-        if getattr(self, "_srvkit_loop", None) is None or isinstance(request, tuple):
-            return False  # handle_request(), a server of the standard library; a datagram is all there
-        return hasattr(self.RequestHandlerClass, "handle_message")
+        return self._joins_loop(request) and hasattr(self.RequestHandlerClass, "handle_message")
 
     def _may_put_off_handshakes(self) -> bool:
         return super()._may_put_off_handshakes() and not hasattr(self.RequestHandlerClass, "handle_message")

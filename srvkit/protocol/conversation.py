@@ -171,10 +171,6 @@ class Conversation:
             return error
         return None
 
-    def drop_work(self) -> None:
-        """Handle nothing more."""
-        self._work = None
-
     def tls_began(self) -> None:
         """Go on encrypted: through a fresh framing, which has seen nothing of what came in the clear."""
         self.wants_tls = False

@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
 from time import monotonic
@@ -25,7 +24,7 @@ from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.event_loop import WRITE
 from srvkit.net.send_queue import end_reading
 from srvkit.net.tls_context import to_begin
-from srvkit.protocol.conversation import NO_REPLY, Conversation, DatagramConversation
+from srvkit.protocol.conversation import NO_REPLY, Conversation, DatagramConversation, Encode
 from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
@@ -48,8 +47,7 @@ log = logging.getLogger("srvkit.server")
 
 _recv = socket.socket.recv  # taken now: a program's tests may put something else in the class's place
 
-CHUNK = 65536  # bytes of one read, and of replies held back to be sent in one write
-Encode = Callable[[bytes], bytes]
+CHUNK = 65536  # bytes of one read
 
 
 def converse(handler: Any) -> None:
