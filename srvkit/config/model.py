@@ -80,7 +80,7 @@ class SrvkitSettings:
     )
     ready_timeout: Duration = setting(30.0, "a new worker must be ready by then")
     heartbeat_timeout: Duration = setting(
-        30.0, "a worker whose loop has not come round for so long is replaced, its stacks logged", minimum=0.1
+        30.0, "a worker without a heartbeat for so long is replaced, its stacks logged", minimum=0.1
     )
     control: str = setting(
         "", "socket of srvkit status, reload, stop; relative to the file; empty finds a place by itself"

@@ -264,7 +264,7 @@ class WorkerPool:
         return [worker for worker in self.workers.values() if worker.is_listening]
 
     def look(self, now: float, timeout: float) -> float:
-        """End workers whose loop has not come round for `timeout` seconds; return when to look again."""
+        """End workers without a heartbeat for `timeout` seconds; return when to look again."""
         again = now + timeout
         for worker in list(self.workers.values()):
             if now > worker.overdue:
