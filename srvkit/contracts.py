@@ -144,6 +144,9 @@ class Runners(Protocol):
     def finish(self) -> None:
         """Wait for queued calls; called by the owner."""
 
+    def give_way(self) -> None:
+        """Let others run that would otherwise have to wait until this one does."""
+
 
 class Threads:
     """The runners of an ordinary socket."""
@@ -160,6 +163,9 @@ class Threads:
         return True
 
     def finish(self) -> None:
+        pass
+
+    def give_way(self) -> None:
         pass
 
 

@@ -21,7 +21,7 @@ from srvkit.net.connection import DONT_WAIT, Connection
 from srvkit.net.event_loop import READ, WRITE, EventLoop
 from srvkit.net.timer_wheel import Slot, TimerWheel
 from srvkit.net.tls_context import to_begin
-from srvkit.protocol.conversation import Conversation, Encode
+from srvkit.protocol.conversation import TURN, Conversation, Encode
 from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
@@ -39,7 +39,6 @@ from srvkit.protocol.timeouts import next_timeout
 log = logging.getLogger("srvkit.server")
 
 CHUNK = 65536  # bytes of one read
-TURN = 16  # pauses of a conversation after which others have their turn
 MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
 ASKED = "asked"  # by another thread, to close
 NOTHING: Any = ()  # in place of an empty list of replies, which would take memory for each idle peer

@@ -27,6 +27,7 @@ from srvkit.protocol.framing import data_before_tls, hand_over, keep_bytes, no_r
 
 BATCH = 65536  # bytes of replies after which they are sent before the next message is handled
 PARTS = 64  # of one reply that is a list, after which they are sent
+TURN = 16  # pauses after which other connections have their turn
 NO_REPLY: Any = object()  # stands for a reply that is not known yet
 
 Encode = Callable[[bytes], bytes]

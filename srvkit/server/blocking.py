@@ -24,7 +24,7 @@ from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.event_loop import WRITE
 from srvkit.net.send_queue import end_reading
 from srvkit.net.tls_context import to_begin
-from srvkit.protocol.conversation import NO_REPLY, Conversation, DatagramConversation, Encode
+from srvkit.protocol.conversation import NO_REPLY, TURN, Conversation, DatagramConversation, Encode
 from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
     CLOSED,
@@ -215,6 +215,7 @@ class BlockingDriver:
     def _reply(self) -> None:
         """Send what was replied, and all that follows from it."""
         conversation = self._conversation
+        pauses = 0
         while True:
             try:
                 self._flush()
@@ -223,6 +224,9 @@ class BlockingDriver:
                     raise
             if not conversation.busy:
                 return
+            pauses += 1
+            if pauses % TURN == 0:
+                self._runners.give_way()
             conversation.pull()
 
     def _ended(self) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trustme
 
 import srvkit
-from srvkit.concurrency.message_connection import TURN, MessageConnection
-from srvkit.protocol.conversation import PARTS
+from srvkit.concurrency.message_connection import MessageConnection
+from srvkit.net.tls_connection import TlsConnection
+from srvkit.protocol.conversation import PARTS, TURN
 
 MODELS: dict[str, Any] = {
     "event": "event",
@@ -57,6 +64,68 @@ def test_others_are_answered_meanwhile(model: str, client: Any) -> None:
         finally:
             Talk.enough.set()
     reader.join()
+
+
+@pytest.mark.parametrize("does", ["send", "sendall", "recv", "recv_into"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_greenlet_that_never_has_to_wait_lets_others_run(does: str, tls: bool, tmp_path: Path) -> None:
+    gevent = pytest.importorskip("gevent")
+    from srvkit.concurrency.gevent.sockets import cooperative
+
+    near, far = socket.socketpair()
+    sock = cooperative(TlsConnection)(near.family, near.type, near.proto, near.detach())
+    peer = Encrypted(far, sock, tmp_path) if tls else far
+    others = []
+
+    def go_on() -> int:
+        for done in range(10 * TURN):
+            if does.startswith("send"):
+                getattr(sock, does)(b"x" * 100)
+                peer.recv(100)
+            else:
+                peer.sendall(b"x" * 200)
+                sock.recv(100) if does == "recv" else sock.recv_into(bytearray(100))
+                sock.recv(100)
+            if others:
+                return done
+        return done
+
+    with sock, far:
+        greedy = gevent.spawn(go_on)
+        gevent.spawn(others.append, "ran")
+        assert greedy.get() <= TURN
+
+
+class Encrypted:
+    """The client's end of a connection, once both have shaken hands."""
+
+    def __init__(self, sock: socket.socket, server: Any, folder: Path) -> None:
+        ca = trustme.CA()
+        ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(folder / "both.pem"))
+        ours, theirs = ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.configure_trust(ours)
+        theirs.load_cert_chain(folder / "both.pem")
+        self._sock = sock
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = ours.wrap_bio(self._in, self._out, server_hostname="localhost")
+        server.begin_tls(SimpleNamespace(context=theirs))
+        done = False
+        while not done:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self._tls.do_handshake()
+                done = True
+            sock.sendall(self._out.read())
+            server.shake_hands()
+            with contextlib.suppress(BlockingIOError):
+                self._in.write(sock.recv(65536, socket.MSG_DONTWAIT))
+
+    def sendall(self, data: bytes) -> None:
+        self._tls.write(data)
+        self._sock.sendall(self._out.read())
+
+    def recv(self, size: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._in.write(self._sock.recv(65536, socket.MSG_DONTWAIT))
 
 
 class Loop:

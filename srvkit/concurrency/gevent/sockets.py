@@ -25,6 +25,7 @@ from greenlet import greenlet
 from srvkit.contracts import Lock
 from srvkit.net.connection import DONT_WAIT
 from srvkit.net.event_loop import READ, WRITE
+from srvkit.protocol.conversation import TURN
 
 READING, WRITING = 1, 2  # gevent's numbers of what a watcher waits for
 
@@ -107,6 +108,8 @@ class Wait:
 class CooperativeSocket(socket.socket):
     """A connection's socket that makes the greenlet wait which uses it, and not its thread.
 
+    A peer that sends and takes so quickly that nobody ever waits for it does not keep others from running.
+
     Otherwise it is what it derives from; so are its timeouts. `receive_timeout`, in seconds, bounds
     each wait to read where `settimeout` has not been called. For greenlets of one thread; `shutdown` is
     safe from others.
@@ -117,6 +120,7 @@ class CooperativeSocket(socket.socket):
     _readable: Wait | None = None
     _writable: Wait | None = None
     _drained = False  # whether the last read took all there was
+    _turn = 0  # how many calls were made since others had a chance to run
 
     @classmethod
     def of(cls, sock: socket.socket) -> CooperativeSocket:
@@ -135,6 +139,9 @@ class CooperativeSocket(socket.socket):
     # ---- reading
 
     def recv(self, size: int, flags: int = 0) -> bytes:
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
         # After a read that took all there was, waiting comes first: it saves a call in vain, and the
         # exception, for each message of a peer that waits for its answer (2 of 13 µs).
         if self._drained and not flags and self._own_timeout != 0:
@@ -151,6 +158,9 @@ class CooperativeSocket(socket.socket):
             self._wait_readable()
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
         if self._drained and not flags and self._own_timeout != 0:
             self._wait_readable()
         while True:
@@ -177,6 +187,9 @@ class CooperativeSocket(socket.socket):
         return self._read(super().recvmsg_into, flags, buffers, ancillary_size)
 
     def _read(self, call: Callable[..., Any], flags: int, *arguments: Any) -> Any:
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
         while True:
             try:
                 return call(*arguments, flags | DONT_WAIT)
@@ -192,6 +205,9 @@ class CooperativeSocket(socket.socket):
     # ---- writing
 
     def send(self, data: Any, flags: int = 0) -> int:
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
         while True:
             try:
                 return _send(self, data, flags | DONT_WAIT)
@@ -201,6 +217,9 @@ class CooperativeSocket(socket.socket):
             self._wait_writable(self._own_timeout)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
         try:
             sent = _send(self, data, flags | DONT_WAIT)
         except BlockingIOError:
@@ -243,6 +262,9 @@ class CooperativeSocket(socket.socket):
     def _write_as_one(
         self, call: Callable[..., int], flags: int, before: tuple[Any, ...], after: tuple[Any, ...]
     ) -> int:
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
         while True:
             try:
                 return call(*before, flags | DONT_WAIT, *after)
@@ -258,6 +280,7 @@ class CooperativeSocket(socket.socket):
 
     def wait_for(self, events: int, seconds: float | None) -> None:
         """Let others run until the socket is ready to READ or WRITE. Raises TimeoutError after `seconds`."""
+        self._turn = 0
         if events == READ:
             if self._readable is None:
                 self._readable = Wait(self.fileno(), READING)
@@ -266,6 +289,15 @@ class CooperativeSocket(socket.socket):
             if self._writable is None:
                 self._writable = Wait(self.fileno(), WRITING)
             self._writable.wait(seconds)
+
+    def _give_way(self, flags: int) -> None:
+        """Let others run, before a call that may wait; what it would have read or sent is untouched."""
+        self._turn = 0
+        may_wait = not flags & DONT_WAIT and self._own_timeout != 0
+        if (
+            may_wait and getcurrent().parent is not None
+        ):  # else another thread calls, which is in nobody's way
+            sleep(0)
 
     def settimeout(self, value: float | None) -> None:
         if value is not None and value < 0:
@@ -301,12 +333,43 @@ class CooperativeSocket(socket.socket):
             self._writable = None
 
 
+class GivesWay:
+    """Stands in front of a class whose reads and writes are not those of CooperativeSocket: TLS."""
+
+    _give_way: Callable[[int], None]
+    _turn = 0
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        self._count(flags)
+        return super().recv(size, flags)  # type: ignore[misc, no-any-return]
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        self._count(flags)
+        return super().recv_into(buffer, size, flags)  # type: ignore[misc, no-any-return]
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self._count(flags)
+        return super().send(data, flags)  # type: ignore[misc, no-any-return]
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self._count(flags)
+        super().sendall(data, flags)  # type: ignore[misc]
+
+    def _count(self, flags: int) -> None:
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
+
+
 @cache
 def cooperative(connection_class: type[socket.socket]) -> type[socket.socket]:
     """Return this class of connections made cooperative."""
     if issubclass(CooperativeSocket, connection_class) or issubclass(connection_class, CooperativeSocket):
         return max(connection_class, CooperativeSocket, key=lambda one: len(one.__mro__))
-    return type(f"Cooperative{connection_class.__name__}", (connection_class, CooperativeSocket), {})
+    bases: tuple[type, ...] = (connection_class, CooperativeSocket)
+    if hasattr(connection_class, "begin_tls"):
+        bases = (GivesWay, *bases)
+    return type(f"Cooperative{connection_class.__name__}", bases, {})
 
 
 class AnsweringSocket:
@@ -368,6 +431,10 @@ class Runners:
         self._make_calls()
         with self.lock:
             pass
+
+    def give_way(self) -> None:
+        if getcurrent().parent is self._hub:
+            sleep(0)
 
     def _begin_calls(self) -> None:
         greenlet(self._make_calls, self._hub).switch()
