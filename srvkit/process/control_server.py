@@ -129,15 +129,17 @@ class ControlSocket:
                 log.warning("control socket: cannot accept: %s", error.strerror)
                 self._pause()
                 return
-            sock.setblocking(False)
-            refusal = self._refusal(sock)
             try:
-                if refusal:
+                sock.setblocking(False)
+                if refusal := self._refusal(sock):
                     _send_refusal(sock, refusal)
                 else:
                     self._clients.add(_Client(sock, self._loop, self._answer, self._clients.discard))
-            except OSError:  # it cannot be watched
-                sock.close()
+            except Exception as error:
+                self._loop.unwatch(sock.fileno())
+                sock.close()  # it is better to hear of an end than of nothing
+                if not isinstance(error, OSError):  # it cannot be watched
+                    raise
 
     def _refusal(self, sock: socket.socket) -> str:
         uid = _peer_uid(sock)
@@ -171,8 +173,8 @@ class _Client:
         self._unsent = memoryview(b"")
         self._replied = False
         self._keep = False
-        loop.watch(sock.fileno(), self._read)
         self._timer = loop.call_later(REQUEST_TIMEOUT, self._too_slow)
+        loop.watch(sock.fileno(), self._read)
 
     def reply(self, answer: dict[str, Any], /, *, keep: bool = False) -> None:
         if self._replied or self._socket.fileno() < 0:

@@ -7,6 +7,7 @@ counters survive the worker, and so that an executed successor of the supervisor
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from time import monotonic
 
@@ -69,25 +70,34 @@ class Board:
     Only the worker writes, and where several threads do, one after the other.
     """
 
+    _fd = -1
+
     def __init__(self, fd: int | None = None) -> None:
-        self._fd = unnamed_file("board", _SIZE) if fd is None else fd
+        opened = unnamed_file("board", _SIZE) if fd is None else fd
         try:
+            self._fd = opened
             self._memory = mmap.mmap(self._fd, _SIZE)
+            self._cells = memoryview(self._memory).cast("q")
+            self._writing = threading.Lock()
         except BaseException:
             if fd is None:
-                close(self._fd)
+                close(opened)
             raise
-        self._cells = memoryview(self._memory).cast("q")
-        self._writing = threading.Lock()
 
     def fileno(self) -> int:
         return self._fd
 
     def close(self) -> None:
-        """Unmap and close; the counts can no longer be read."""
+        """Unmap and close; the counts can no longer be read. May be called again, where that has raised."""
         self._cells.release()
         self._memory.close()
-        close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)  # not by `close`: a call of it takes memory
+            self._fd = -1
+
+    def __del__(self) -> None:  # as its mapping does: there may be no memory to note that it is to be closed
+        if self._fd >= 0:
+            os.close(self._fd)
 
     # ---- the worker's side
 

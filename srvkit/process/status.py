@@ -31,7 +31,10 @@ def report_of(workers: WorkerPool, retiring: Sequence[WorkerPool]) -> Message:
         lost += old.lost
         restarts += old.restarts
     boards = [
-        (worker, worker.board.counts()) for one in (workers, *retiring) for worker in one.workers.values()
+        (worker, worker.board.counts())
+        for one in (workers, *retiring)
+        for worker in one.workers.values()
+        if worker.state != "gone"
     ]
     return {
         "name": workers.name,

@@ -36,7 +36,7 @@ from srvkit.process.worker_main import ASK_FOR_STACKS, WorkerSpec, serve
 
 log = logging.getLogger("srvkit.process")
 
-State = Literal["starting", "ready", "retiring", "hung"]
+State = Literal["starting", "ready", "retiring", "hung", "gone"]
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds until one that never got ready is tried again, doubling
 MOST_STARTS = 10  # in a second, of workers that replace one that had been ready
@@ -86,6 +86,8 @@ class WorkerProcess:
         self.ready_since = 0.0  # on the monotonic clock
         self.timer: Timer | None = None
         self.overdue = inf  # when it should have ended, on the monotonic clock
+        self.status = 0  # once it is gone: its exit status, or the negative number of the signal
+        self.is_counted = False  # whether what it had counted was taken over
 
     @property
     def is_listening(self) -> bool:
@@ -93,16 +95,15 @@ class WorkerProcess:
         return self.state in ("ready", "retiring")
 
     def close(self) -> None:
-        """Release what belongs to it here."""
-        try:
-            self.channel.close()
-        finally:  # each, also where there is no memory to close another properly
-            try:
-                self.board.close()
-            finally:
-                # Not by `close`: a call of it takes memory.
-                os.close(self.lifeline)
-                os.close(self.stacks)
+        """Release what belongs to it here. May be called again, where there was no memory to do it all."""
+        self.channel.close()
+        self.board.close()
+        if self.lifeline >= 0:
+            os.close(self.lifeline)  # not by `close`: a call of it takes memory
+            self.lifeline = -1
+        if self.stacks >= 0:
+            os.close(self.stacks)
+            self.stacks = -1
 
     def written_stacks(self) -> str:
         """Return what its interpreter wrote when it was aborted or crashed."""
@@ -161,7 +162,8 @@ class WorkerPool:
         """Return the sum over all workers there were and are."""
         total = Counts(self.before.cells())
         for worker in self.workers.values():
-            total += worker.board.counts()
+            if not worker.is_counted:
+                total += worker.board.counts()
         return total
 
     # ---- what it does
@@ -243,6 +245,8 @@ class WorkerPool:
             self._kept = None
 
     def _tell_to_end(self, worker: WorkerProcess, message: Message, timeout: float) -> None:
+        if worker.state == "gone":
+            return
         worker.order = message
         self._kill_after(worker, timeout + CUT_TIME)  # first: it ends, whatever it can be told
         if worker.state == "starting":
@@ -267,6 +271,9 @@ class WorkerPool:
         """End workers without a heartbeat for `timeout` seconds; return when to look again."""
         again = now + timeout
         for worker in list(self.workers.values()):
+            if worker.state == "gone":  # when it ended, there was no memory to see to it
+                attempt(f"{self.name}: the end of worker {worker.pid}", partial(self._clear_away, worker))
+                continue
             if now > worker.overdue:
                 self._kill(worker)  # again; or the first time, where there was no memory for a timer
             if worker.is_listening:
@@ -291,21 +298,27 @@ class WorkerPool:
             ours, theirs = open_channel()
             kept.callback(ours.close)
             handed.callback(theirs.close)
-            lifeline, other_end = os.pipe()
-            kept.callback(close, other_end)
-            handed.callback(close, lifeline)
+            handed_fd, kept_fds = [-1], [-1, -1]
+            # What closes them comes first: once they are open, there may be no memory for it.
+            handed.callback(_close_opened, handed_fd)
+            kept.callback(_close_opened, kept_fds)
+            handed_fd[0], kept_fds[0] = os.pipe()
+            kept_fds[1] = unnamed_file("stacks")
             board = Board()
             kept.callback(board.close)
-            stacks = unnamed_file("stacks")
-            kept.callback(close, stacks)
+            (lifeline,), (other_end, stacks) = handed_fd, kept_fds
             worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
-            worker.pid = around.children.fork(
-                partial(self._be_a_worker, worker, theirs, lifeline),
-                lambda status: self._ended(worker, status),
-            )
-            kept.pop_all()  # its end is what closes them from now on
-            self.workers[worker.pid] = worker
+            kept.pop_all()  # the worker closes them from now on
+            try:
+                worker.pid = around.children.fork(
+                    partial(self._be_a_worker, worker, theirs, lifeline),
+                    lambda status: self._ended(worker, status),
+                )
+            except BaseException:
+                worker.close()
+                raise
         try:
+            self.workers[worker.pid] = worker
             self._starts.append(monotonic())
             self._attach(worker)
             worker.timer = around.loop.call_later(config.srvkit.ready_timeout, lambda: self._too_late(worker))
@@ -438,17 +451,24 @@ class WorkerPool:
         self._around.children.signal(worker.pid, signal.SIGKILL)
 
     def _ended(self, worker: WorkerProcess, status: int) -> None:
-        name = f"{self.name}: the end of worker {worker.pid}"
-        attempt(name, worker.channel.read_the_rest)  # while it is still one of those that are looked at
-        self.workers.pop(worker.pid, None)
+        try:  # while it is still one of those whose word counts
+            attempt(f"{self.name}: the end of worker {worker.pid}", worker.channel.read_the_rest)
+        finally:
+            worker.state, worker.status = "gone", status
+        self._clear_away(worker)
+
+    def _clear_away(self, worker: WorkerProcess) -> None:
+        """See to all that the end of a worker asks for; `look` does again what raised."""
+        if not worker.is_counted:
+            attempt(f"{self.name}: the end of worker {worker.pid}", partial(self._take_stock, worker))
+            worker.is_counted = True
+        worker.close()
         self.still_listening.discard(worker.pid)
         if worker.timer is not None:
             worker.timer.cancel()
-        was_ready = bool(worker.ready_since)
-        attempt(name, partial(self._take_stock, worker, status))
-        attempt(name, worker.close)
         if worker in self._to_retire:
             self._to_retire.remove(worker)
+        status, was_ready = worker.status, bool(worker.ready_since)
         if worker.order is not None:
             if was_ready:  # else it had no clients
                 self.cut_short = self.cut_short or status != 0
@@ -456,17 +476,18 @@ class WorkerPool:
             self.failed = worker.errors or [f"{self.name}: its worker {ending(status)} before it was ready"]
             self.failed_status = status if status in (2, 3) else 3
         else:
-            self.restarts += 1
             self._start_later(self._delay(was_ready))
+            self.restarts += 1
+        self.workers.pop(worker.pid, None)
         self._around.changed()
 
-    def _take_stock(self, worker: WorkerProcess, status: int) -> None:
-        if status < 0:
+    def _take_stock(self, worker: WorkerProcess) -> None:
+        if worker.status < 0:
             end_group(worker.pid)  # what it has forked
         counts = worker.board.counts()
         self.before += counts
         self.lost += counts.open
-        self._report(worker, status)
+        self._report(worker, worker.status)
 
     def _delay(self, was_ready: bool) -> float:
         if not was_ready:
@@ -504,3 +525,7 @@ class WorkerPool:
         if told_early or (self._on_trial and worker.errors):
             level = logging.DEBUG
         log.log(level, "%s: worker %d %s", self.name, worker.pid, ending(status))
+
+
+def _close_opened(descriptors: list[int]) -> None:
+    close(*(fd for fd in descriptors if fd >= 0))

@@ -20,6 +20,7 @@ from srvkit.net.event_loop import EventLoop
 from srvkit.process import control_server as control
 from srvkit.process.control_client import ControlError, NotRunning, ask
 from srvkit.process.control_server import MOST_CLIENTS, MOST_REQUEST, ControlSocket
+from srvkit.process.fault_barrier import GuardedLoop
 from srvkit.process.runtime_paths import PlaceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ class Supervisor:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.loop = EventLoop()
+        self.loop: EventLoop = GuardedLoop()
         self.requests: list[tuple[dict[str, Any], Any]] = []
         self.came = threading.Semaphore(0)
         self._over = False
@@ -270,6 +271,21 @@ def test_our_own_fault_is_logged_and_ends_nothing(do, error, supervisor, caplog)
     assert ask(supervisor.path, {"do": do}, PATIENCE) == {"error": error}
     assert ask(supervisor.path, {"do": "echo"}, PATIENCE) == {"do": "echo"}
     assert caplog.records[0].exc_info
+
+
+@pytest.mark.parametrize("call", ["watch", "call_later"])
+def test_a_client_for_whom_there_is_no_memory_hears_of_an_end(call, supervisor, connect, monkeypatch):
+    real, calls = getattr(supervisor.loop, call), []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(supervisor.loop, call, fail)
+    assert connect().recv(1) == b""
+    assert ask(supervisor.path, {"do": "echo"}, PATIENCE) == {"do": "echo"}
 
 
 def test_a_connection_that_is_kept_ends_with_us(supervisor):
