@@ -7,11 +7,10 @@ counters survive the worker, and so that an executed successor of the supervisor
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 from time import monotonic
 
-from srvkit.net.closing import close
+from srvkit.net.closing import close, close_one
 from srvkit.process.memfd import unnamed_file
 from srvkit.protocol.outcomes import CLOSED, OUTCOMES
 
@@ -91,13 +90,13 @@ class Board:
         """Unmap and close; the counts can no longer be read. May be called again, where that has raised."""
         self._cells.release()
         self._memory.close()
-        if self._fd >= 0:
-            os.close(self._fd)  # not by `close`: a call of it takes memory
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close_one(fd)
 
     def __del__(self) -> None:  # as its mapping does: there may be no memory to note that it is to be closed
         if self._fd >= 0:
-            os.close(self._fd)
+            close_one(self._fd)
 
     # ---- the worker's side
 

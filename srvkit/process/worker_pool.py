@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Literal
 
 from srvkit.config.model import Config, Problems
-from srvkit.net.closing import close
+from srvkit.net.closing import close, close_one
 from srvkit.net.event_loop import EventLoop, Timer
 from srvkit.net.listener import Listener
 from srvkit.process import log_setup as logs
@@ -98,12 +98,12 @@ class WorkerProcess:
         """Release what belongs to it here. May be called again, where there was no memory to do it all."""
         self.channel.close()
         self.board.close()
-        if self.lifeline >= 0:
-            os.close(self.lifeline)  # not by `close`: a call of it takes memory
-            self.lifeline = -1
-        if self.stacks >= 0:
-            os.close(self.stacks)
-            self.stacks = -1
+        lifeline, self.lifeline = self.lifeline, -1
+        if lifeline >= 0:
+            close_one(lifeline)
+        stacks, self.stacks = self.stacks, -1
+        if stacks >= 0:
+            close_one(stacks)
 
     def written_stacks(self) -> str:
         """Return what its interpreter wrote when it was aborted or crashed."""
