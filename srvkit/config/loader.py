@@ -21,6 +21,7 @@ from srvkit.config.overrides import override
 from srvkit.config.paths import absolute
 from srvkit.config.problems import Problems, Source
 from srvkit.errors import ConfigError, Problem
+from srvkit.net.closing import close_one
 
 LARGEST = 2**20  # bytes of a file
 
@@ -94,7 +95,7 @@ def _contents(file: str, name: str) -> bytes:
         try:
             opened = open(descriptor, "rb")  # noqa: SIM115 - it is closed below, or was never opened
         except BaseException:
-            os.close(descriptor)
+            close_one(descriptor)
             raise
         with opened:
             _refuse_unless_regular(os.fstat(descriptor), name)

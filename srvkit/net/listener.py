@@ -22,6 +22,7 @@ from srvkit.errors import ListenError
 from srvkit.net import socket_activation as inherited
 from srvkit.net import socketfile, unixpath
 from srvkit.net.address import Address, objection
+from srvkit.net.closing import close_one
 from srvkit.net.socketfile import FileIdentity, Permissions, identity
 
 try:
@@ -370,7 +371,7 @@ def _adopt(address: Address) -> socket.socket:
         try:
             sock = Socket(fileno=copy)
         except BaseException:
-            os.close(copy)
+            close_one(copy)
             raise
     except OSError as error:
         raise ListenError(address, f"descriptor {address.fd} is no socket ({error.strerror})") from error

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from srvkit.errors import ListenError
 from srvkit.net import unixpath
 from srvkit.net.address import Address
+from srvkit.net.closing import close_one
 
 try:
     import fcntl
@@ -126,7 +127,7 @@ def _directory_locked(address: Address, path: str) -> Iterator[int]:
         _lock(fd, address, folder)
         yield fd
     finally:
-        os.close(fd)  # and not `close`, for which there may be no memory
+        close_one(fd)
 
 
 def _lock(fd: int, address: Address, folder: str) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 from srvkit.config.paths import current_folder
 from srvkit.errors import SrvkitError
+from srvkit.net.closing import close_one
 
 VARIABLE = "SRVKIT_INSTEAD"
 FORMAT = 1  # of what `replacement` hands over; a program that knows another one does not take over
@@ -66,4 +67,4 @@ def in_folder() -> Iterator[None]:
         if back >= 0:
             with suppress(OSError):
                 os.fchdir(back)
-            os.close(back)
+            close_one(back)

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+from srvkit.net.closing import close_one
 from srvkit.process.memfd import unnamed_file
 
 Places = Mapping[str, Sequence[int]]  # of each server: where its part begins, and how long it is
@@ -29,7 +30,7 @@ def keep(files: Mapping[str, Mapping[str, bytes]]) -> tuple[int, Places]:
             _write(fd, part.encode())
             end += len(part)
     except BaseException:
-        os.close(fd)
+        close_one(fd)
         raise
     return fd, places
 
@@ -61,7 +62,7 @@ class CredentialStore:
         """Let go of it. Does nothing the second time."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            close_one(fd)
 
 
 def parts(descriptors: Sequence[int], places: Places) -> dict[str, CredentialStore]:
@@ -78,5 +79,5 @@ def parts(descriptors: Sequence[int], places: Places) -> dict[str, CredentialSto
         raise
     finally:
         for fd in descriptors:
-            os.close(fd)
+            close_one(fd)
     return found

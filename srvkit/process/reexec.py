@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srvkit.net.address import parse
-from srvkit.net.closing import close
+from srvkit.net.closing import close, close_one
 from srvkit.net.event_loop import Timer
 from srvkit.net.listener import Listener
 from srvkit.process import command_line as origin
@@ -81,7 +81,7 @@ def check(words: list[str], around: Surroundings, timeout: float, done: Callable
             if status:
                 log.error("the check %s, so nothing is replaced", ending(status))
         finally:  # whatever there was no memory for: or no other check would ever begin
-            os.close(output)
+            close_one(output)
             done(not status)
 
     try:

@@ -21,7 +21,7 @@ from srvkit.config.model import SrvkitSettings
 from srvkit.config.paths import absolute, names_of
 from srvkit.errors import SrvkitError
 from srvkit.net import unixpath
-from srvkit.net.closing import close
+from srvkit.net.closing import close, close_one
 from srvkit.net.socketfile import identity
 
 try:
@@ -207,7 +207,7 @@ class _PidInFile:
             return False
         make_folder(self.path.parent)
         made = self._take(self.path, self.mode)
-        os.close(self._fd)
+        close_one(self._fd)
         self._fd = made._fd
         return True
 

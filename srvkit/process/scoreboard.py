@@ -10,7 +10,7 @@ import mmap
 import threading
 from time import monotonic
 
-from srvkit.net.closing import close, close_one
+from srvkit.net.closing import close_one
 from srvkit.process.memfd import unnamed_file
 from srvkit.protocol.outcomes import CLOSED, OUTCOMES
 
@@ -74,13 +74,13 @@ class Board:
     def __init__(self, fd: int | None = None) -> None:
         opened = unnamed_file("board", _SIZE) if fd is None else fd
         try:
-            self._fd = opened
-            self._memory = mmap.mmap(self._fd, _SIZE)
+            self._memory = mmap.mmap(opened, _SIZE)
             self._cells = memoryview(self._memory).cast("q")
             self._writing = threading.Lock()
+            self._fd = opened
         except BaseException:
             if fd is None:
-                close(opened)
+                close_one(opened)
             raise
 
     def fileno(self) -> int:
@@ -90,9 +90,9 @@ class Board:
         """Unmap and close; the counts can no longer be read. May be called again, where that has raised."""
         self._cells.release()
         self._memory.close()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            close_one(fd)
+        if self._fd >= 0:
+            close_one(self._fd)
+            self._fd = -1
 
     def __del__(self) -> None:  # as its mapping does: there may be no memory to note that it is to be closed
         if self._fd >= 0:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from srvkit.config.compose import Plan
 from srvkit.errors import SrvkitError
+from srvkit.net.closing import close_one
 from srvkit.net.event_loop import wait_for
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Plugins
@@ -160,14 +161,14 @@ class ServerProcess:
         self.pid = fork_afresh(*APART_SIGNALS, *IGNORED_SIGNALS)
         if self.pid == 0:
             os.setsid()  # no job of a terminal: it could not read there, nor always write
-            os.close(self.ready)
+            close_one(self.ready)
             if self._lifeline is not None:
-                os.close(self._lifeline)
+                close_one(self._lifeline)
             for listener in (listener for listeners in bound.values() for listener in listeners):
                 listener.close_in_child()
             _serve_and_exit(plan, self.listeners, plugins, drain_timeout, parent, ready)
-        os.close(parent)
-        os.close(ready)
+        close_one(parent)
+        close_one(ready)
         for listener in self.listeners:
             listener.socket.close()  # its file is removed at the end, if the process did not get to it
         self.pidfd = _end_of(self.pid)
@@ -217,7 +218,7 @@ class ServerProcess:
             status = FORCED if self._status is None else self._status
         for fd in (self.pidfd, self.ready, self._lifeline):
             if fd is not None:
-                os.close(fd)
+                close_one(fd)
         for listener in self.listeners:
             listener.close()
         return status

@@ -32,7 +32,7 @@ from srvkit.process.child_reaper import ChildReaper
 from srvkit.process.control_links import ControlLinks
 from srvkit.process.control_server import ControlSocket
 from srvkit.process.expiry import ExpiryReminder
-from srvkit.process.fault_barrier import GuardedLoop, attempt, complain, in_words
+from srvkit.process.fault_barrier import AGAIN, GuardedLoop, attempt, complain, in_words
 from srvkit.process.log_file import LogFile
 from srvkit.process.next_paths import NextPaths
 from srvkit.process.reload import Change, Generation
@@ -482,10 +482,10 @@ class Supervisor:
             return
         if reply is not None:
             self._replies.append(reply)
-        log.info("reloading")
-        self._notifier.reloading()
-        attempt("looking at files", self._complain_of_places)
         try:
+            log.info("reloading")
+            self._notifier.reloading()
+            attempt("looking at files", self._complain_of_places)
             self._begin_change(*self._read())
         except Exception as error:
             if not isinstance(error, SrvkitError):
@@ -614,10 +614,16 @@ class Supervisor:
         self._reload()
 
     def _reload_failed(self, errors: list[str]) -> None:
+        try:
+            self._tell_failure(errors)
+        except MemoryError:  # who waits for the answer gets it as soon as there is memory for it
+            self._loop.call_later(AGAIN, partial(self._tell_failure, errors))
+
+    def _tell_failure(self, errors: list[str]) -> None:
+        self._last_reload = {"at": time.time(), "ok": False, "errors": errors}
         for line in errors:
             log.error("%s", line)
         log.error("reload failed; still serving the previous configuration")
-        self._last_reload = {"at": time.time(), "ok": False, "errors": errors}
         self._answer_reload({"ok": False, "errors": errors})
         self._notifier.ready()
 

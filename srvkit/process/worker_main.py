@@ -28,6 +28,7 @@ from srvkit.config.compose import Plan
 from srvkit.config.model import Config, Problems
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
+from srvkit.net.closing import close_one
 from srvkit.net.credentials import Files
 from srvkit.net.event_loop import wait_for
 from srvkit.net.listener import Listener
@@ -230,7 +231,7 @@ class _LettingGo:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close_in_child()
-            os.close(self._lifeline)
+            close_one(self._lifeline)
             for listener in self._listeners:
                 if listener.is_stream:  # datagrams are answered through theirs
                     listener.close_in_child()
@@ -448,7 +449,11 @@ def raise_descriptor_limit(connections: int) -> None:
 def resident_size(pid: int) -> int:
     """Return how much memory a process has, in bytes; 0 where the platform does not tell."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(fd, 200).split()[1]) * os.sysconf("SC_PAGESIZE")
+        finally:
+            close_one(fd)
     except (OSError, IndexError):
         return 0
 

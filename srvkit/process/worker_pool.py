@@ -98,12 +98,12 @@ class WorkerProcess:
         """Release what belongs to it here. May be called again, where there was no memory to do it all."""
         self.channel.close()
         self.board.close()
-        lifeline, self.lifeline = self.lifeline, -1
-        if lifeline >= 0:
-            close_one(lifeline)
-        stacks, self.stacks = self.stacks, -1
-        if stacks >= 0:
-            close_one(stacks)
+        if self.lifeline >= 0:
+            close_one(self.lifeline)
+            self.lifeline = -1
+        if self.stacks >= 0:
+            close_one(self.stacks)
+            self.stacks = -1
 
     def written_stacks(self) -> str:
         """Return what its interpreter wrote when it was aborted or crashed."""
@@ -528,4 +528,7 @@ class WorkerPool:
 
 
 def _close_opened(descriptors: list[int]) -> None:
-    close(*(fd for fd in descriptors if fd >= 0))
+    while descriptors:
+        fd = descriptors.pop()
+        if fd >= 0:
+            close_one(fd)

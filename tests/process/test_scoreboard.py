@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import os
 import threading
 from time import monotonic
@@ -9,6 +11,7 @@ from time import monotonic
 import pytest
 
 from srvkit.fork import fork
+from srvkit.process.memfd import unnamed_file
 from srvkit.process.scoreboard import Board, ChildRows, Counts
 from srvkit.protocol.outcomes import BAD_MESSAGE, CLOSED, EOF, ERROR, OUTCOMES, RESET
 
@@ -160,3 +163,28 @@ def test_children_at_the_same_time_have_rows_of_their_own():
         in_a_child(lambda number=number, row=row: rows.write(row, OUTCOMES[number], number, number))
     for number, row in enumerate(taken):
         assert rows.give_back(row) == (OUTCOMES[number], number, number, 0)
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_board_that_cannot_be_mapped_closes_what_it_has_opened_once(inherited, monkeypatch):
+    closed = []
+    monkeypatch.setattr("srvkit.process.scoreboard.close_one", lambda fd: (closed.append(fd), os.close(fd)))
+    monkeypatch.setattr(mmap, "mmap", lambda *arguments: 1 / 0)
+    fd = unnamed_file("board", 4096) if inherited else None
+    with pytest.raises(ZeroDivisionError):
+        Board(fd)
+    gc.collect()
+    assert len(closed) == (not inherited)
+    if fd is not None:
+        os.close(fd)
+
+
+def test_a_board_is_closed_once_however_often_it_is_closed_and_dropped(monkeypatch):
+    closed = []
+    monkeypatch.setattr("srvkit.process.scoreboard.close_one", lambda fd: (closed.append(fd), os.close(fd)))
+    board = Board()
+    board.close()
+    board.close()
+    del board
+    gc.collect()
+    assert len(closed) == 1
