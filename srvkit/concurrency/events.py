@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from srvkit.concurrency.message_connection import ConnectionKeeper, MessageConnection
+from srvkit.concurrency.loop_connection import ConnectionKeeper
+from srvkit.concurrency.message_connection import MessageConnection
 from srvkit.contracts import passes_datagrams
 
 

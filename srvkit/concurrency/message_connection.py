@@ -1,7 +1,7 @@
-"""A connection that lives in a readiness loop: read, cut, handle, answer, without ever waiting.
+"""A message handler's connection in a loop: read, cut, handle, answer, without ever waiting.
 
-What arrives is handled at once; what the peer does not take waits here, and as long as it does nothing
-more is read from that peer. Handlers are known by their callbacks, servers by their steps.
+What arrives is handled at once; as long as the peer has not taken the replies, nothing more is read from it.
+Handlers are known by their callbacks, servers by their steps.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import threading
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
-from time import monotonic
 from typing import Any
 
-from srvkit.contracts import Steps
+from srvkit.concurrency.loop_connection import CHUNK, CLOSING, ENDED, HANDSHAKE, LOST, LoopConnection
 from srvkit.errors import EscapedError, FrameError
 from srvkit.net.address import display
-from srvkit.net.connection import DONT_WAIT, Connection
+from srvkit.net.connection import DONT_WAIT
 from srvkit.net.event_loop import READ, WRITE, EventLoop
-from srvkit.net.timer_wheel import Slot, TimerWheel
 from srvkit.net.tls_context import to_begin
 from srvkit.protocol.conversation import TURN, Conversation, Encode
 from srvkit.protocol.outcomes import (
@@ -34,97 +32,27 @@ from srvkit.protocol.outcomes import (
     UNHEARD,
     lost_outcome,
 )
-from srvkit.protocol.timeouts import next_timeout
 
 log = logging.getLogger("srvkit.server")
 
-CHUNK = 65536  # bytes of one read
 MOST_UNSENT = 4 * 1024 * 1024  # bytes it has not taken, above which nobody may `send` it more
 ASKED = "asked"  # by another thread, to close
 NOTHING: Any = ()  # in place of an empty list of replies, which would take memory for each idle peer
 
 
-class ConnectionKeeper(Steps):
-    """A mixin's part that keeps the links of its server, for models whose connections live in the loop."""
+class MessageConnection(LoopConnection, Conversation):
+    """One connection of a loop and its conversation."""
 
-    lives_in_loop = True
-    timers: TimerWheel
-    links: dict[MessageConnection, None] = {}  # noqa: RUF012 (each loop begins with one of its own)
-
-    def loop_begins(self, loop: Any) -> None:
-        """Begin without connections. May be extended."""
-        super().loop_begins(loop)
-        self.timers = TimerWheel(loop)
-        self.links = {}
-
-    def loop_ends(self, loop: Any) -> None:
-        """End the connections that are left: nobody would read from them any more. May be extended."""
-        for link in list(self.links):
-            link.leave_behind()
-        super().loop_ends(loop)
-
-    def _joins_loop(self, request: Any) -> bool:
-        """Tell whether the request is to live in the loop: there is one, and it is no datagram."""
-        return getattr(self, "_srvkit_loop", None) is not None and not isinstance(request, tuple)
-
-    def drain(self, patience: float = 0.0) -> None:
-        """Drain; connections that are idle between two messages end at once."""
-        super().drain(patience)
-        loop = getattr(self, "_srvkit_loop", None)
-        if loop is not None:
-            loop.call_soon(self._end_idle)
-
-    def _end_idle(self) -> None:
-        for link in list(self.links):
-            link.end_if_idle()
-
-
-class MessageConnection(Conversation):
-    """One connection of a loop: its conversation, what is on the way to its peer, and its deadlines."""
-
-    __slots__ = (
-        "_at_work",
-        "_began",
-        "_client_address",
-        "_context",
-        "_ending",
-        "_goes_on",
-        "_last",
-        "_limits",
-        "_loop",
-        "_reading",
-        "_request",
-        "_server",
-        "_shaking_hands",
-        "_unsent",
-        "bytes_in",
-        "bytes_out",
-        "ended",
-        "slot",
-    )
+    __slots__ = (*LoopConnection.SLOTS, "_at_work", "_context", "_goes_on")
 
     def __init__(self, server: Any, loop: EventLoop, request: Any, client_address: Any) -> None:
         super().__init__(None)
+        self._set_up(server, loop, request, client_address)
         self.out = NOTHING
-        self._server = server
-        self._loop = loop
-        self._request = request
-        self._client_address = client_address
-        self._limits = getattr(server, "limits", None)
         self._context = Context()  # each connection has one of its own
         self._at_work = False  # whether its own handler runs
         self._goes_on = False  # whether it goes on in the loop's next turn
-        self._unsent: bytearray | None = None  # what the peer has not taken yet
-        self._reading = True
-        self._ending = ""  # the outcome, once the connection is to end as soon as all is sent
-        self._shaking_hands = False
-        self._last = loop.now  # when something came in or went out
-        self._began = 0.0  # when the first byte came of a message that is not complete yet
-        self.bytes_in = 0
-        self.bytes_out = 0
         # `closing` is ASKED as long as the end is on its way: no further message is handled by then.
-        self.ended = False
-        self.slot: Slot | None = None
 
     # ---- for the handler
 
@@ -134,9 +62,9 @@ class MessageConnection(Conversation):
         elif self._at_work:
             self.hold(message, encode)
             self._flush()
-        elif not self.ended:
+        elif self._state is not ENDED:
             self._send_for_another(message, encode)
-            if self._unsent or self._ending:
+            if self._unsent or self.outcome:
                 # It was the handler of another connection that called: nobody else would see to it.
                 self._loop.call_soon(partial(self._enter, self._update_interest))
 
@@ -176,20 +104,12 @@ class MessageConnection(Conversation):
             raise EscapedError(f"the handler raised {type(error).__name__}") from error
 
     def _start(self) -> None:
-        self._wait_for(self._readable, READ)
+        self._watch(READ)
         self._enter(self._greet)
 
-    def _wait_for(self, step: Callable[[], object], events: int) -> None:
-        # The loop keeps one bound method for each connection and no partial, which would take more memory.
-        self._loop.watch(self._request.fileno(), self._ready, events)
-
     def _ready(self) -> None:
-        self._context.run(self._readable if self._reading else self._writable)
-
-    @property
-    def request(self) -> Any:
-        """The connection's socket."""
-        return self._request
+        # The loop keeps one bound method for each connection and no partial, which would take more memory.
+        self._context.run(self._readable if self._interest == READ else self._writable)
 
     @property
     def idle(self) -> bool:
@@ -211,29 +131,21 @@ class MessageConnection(Conversation):
 
     def leave_behind(self) -> None:
         """End the connection, with what its peer takes at once; its loop ends."""
-        if not self.ended:
+        if self._state is not ENDED:
             self._run(self._attempt, self._end_now)
 
     def _end_now(self) -> None:
         try:
             self._end(STOPPED)
         finally:
-            if not self.ended:  # its peer has not taken its last words
-                self._close()
-
-    def check_deadline(self) -> None:
-        """End the connection if a limit has passed, else have it looked at again when one may have."""
-        due, outcome = self._next_deadline()
-        if due and due <= monotonic():
-            self._enter(partial(self._peer_lost, outcome))
-        else:
-            self._reschedule()
+            if self._state is not ENDED:  # its peer has not taken its last words
+                self._give_back()
 
     def _enter(self, step: Callable[[], object]) -> None:
         """Take a step that no event of the socket brought, in the connection's own context."""
-        if not self.ended:
+        if self._state is not ENDED:
             self._run(self._attempt, step)
-            if not self.ended:
+            if self._state is not ENDED:
                 self._run(self._attempt, self._update_interest)
 
     def _attempt(self, step: Callable[[], object]) -> None:
@@ -278,26 +190,8 @@ class MessageConnection(Conversation):
             self._at_work = False
         return True
 
-    def _writable(self) -> None:
-        if self._unsent is None:
-            return  # what is next to be sent has its turn soon
-        try:
-            sent = self._request.send(self._unsent, DONT_WAIT)
-        except BlockingIOError as error:
-            if getattr(error, "characters_written", 0):  # of what is encrypted already
-                self._last = self._loop.now
-            return
-        except OSError:
-            self._unsent = None
-            self._stop_writing()
-            self._attempt(self._go_on)
-            return
-        self._last = self._loop.now
-        self.bytes_out += sent
-        del self._unsent[:sent]
-        if not self._unsent:
-            self._unsent = None
-            self._attempt(self._go_on)
+    def _all_sent(self) -> None:
+        self._attempt(self._go_on)
 
     def _greet(self) -> None:
         self._at_work = True
@@ -318,7 +212,7 @@ class MessageConnection(Conversation):
             self.out = []
             try:
                 for _ in range(TURN):
-                    if self._work is None or self._unsent or self._ending:
+                    if self._work is None or self._unsent or self.outcome:
                         break
                     self.pull()
                     self._flush()
@@ -344,11 +238,11 @@ class MessageConnection(Conversation):
 
     def _read_the_rest(self) -> None:
         """Handle what has arrived of a peer that has gone; end the connection when nothing more has."""
-        if self._ending or self.closing:
+        if self.outcome or self.closing:
             return
         if self._work is None and not self._readable():
             self._peer_lost(RESET)
-        elif not self.ended:
+        elif self._state is not ENDED:
             self._read_the_rest_later()
 
     def _flush(self) -> None:
@@ -369,67 +263,35 @@ class MessageConnection(Conversation):
             return
         if self._unsent and len(self._unsent) > MOST_UNSENT:
             self._unsent = None
-            self._ending = OVERFLOW
+            self._will_end(OVERFLOW)
         else:
             self._transmit(encode(message))
 
-    def _transmit(self, data: bytes) -> None:
-        if self.deaf:
-            return
-        if self._unsent:
-            self._unsent += data
-            return
-        if self._shaking_hands:
-            self._unsent = bytearray(data)
-            return
-        try:
-            sent = self._request.send(data, DONT_WAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._stop_writing()
-            return
-        self.bytes_out += sent
-        if sent < len(data):
-            self._unsent = bytearray(memoryview(data)[sent:])
-
     # ---- after each step
 
-    def _update_interest(self) -> None:
-        """Wait for what comes next: the peer to read, the peer to write, or nothing any more."""
-        if self.ended or self._shaking_hands:
-            return
-        if self._ending == OVERFLOW:
+    def _next_events(self) -> int | None:
+        if self.outcome == OVERFLOW:
             self._peer_lost(OVERFLOW)
-            return
-        if self.fault is not None and not self._ending:
+            return None
+        if self.fault is not None and not self.outcome:
             self._log(f"{BAD_MESSAGE}: {self.fault}")
-            self._ending = BAD_MESSAGE
+            self._will_end(BAD_MESSAGE)
         if self._unsent:
-            if self._reading:
-                self._reading = False
-                self._began = self._began or self._last
-                self._wait_for(self._writable, WRITE)
-                self._reschedule()
-            return
+            self._began = self._began or self._last
+            return WRITE
         if self._work is not None:
             self._go_on_later()
-            return
-        if self.closing is True or self._ending:
-            if self.deaf and not self._ending:
+            return None
+        if self.closing is True or self.outcome:
+            if self.deaf and not self.outcome:
                 self._peer_lost(RESET)
             else:
-                self._end(self._ending or CLOSED)
-            return
+                self._end(self.outcome or CLOSED)
+            return None
         if self.wants_tls:
-            self._shaking_hands = True
             self.tls_began()  # what others send meanwhile leaves encrypted
-            self._secure()
-            return
-        if not self._reading:
-            self._reading = True
-            self._wait_for(self._readable, READ)
-            self._reschedule()
+            self._begin_handshake()
+            return None
         if getattr(self._request, "pending", False):
             self._read_on_later()
         if not self.handler.framing.buffered:
@@ -438,32 +300,16 @@ class MessageConnection(Conversation):
                 self._say_last_words()
         elif not self._began:
             self._began = self._last
-            if self._limits is not None and self._limits.request_timeout:
+            if self._interest == READ and self._limits is not None and self._limits.request_timeout:
                 self._reschedule()
+        return READ
 
-    def _secure(self) -> None:
-        self._server.timers.cancel(self)
-        self._loop.unwatch(self._request.fileno())
-        self._server.secure(self._request, self._secured)
-
-    def _secured(self, outcome: str, error: Exception | None) -> None:
-        if not self.ended:
-            self._enter(partial(self._go_on_encrypted, outcome, error))
-
-    def _go_on_encrypted(self, outcome: str, error: Exception | None) -> None:
-        self._shaking_hands = False
+    def _handshake_over(self, outcome: str, error: Exception | None) -> None:
+        self._began = 0.0
         if outcome:
             if outcome != STOPPED:
                 self._log(f"{outcome}: {error}" if error is not None else outcome)
             self._end(outcome)
-            return
-        self._began = 0.0
-        self._last = self._loop.now
-        unsent, self._unsent = self._unsent, None
-        if unsent:  # what others sent meanwhile
-            self._transmit(bytes(unsent))
-        self._reading = bool(self._unsent)  # so that whatever is next is waited for anew
-        self._update_interest()
 
     def _say_last_words(self) -> None:
         self._loop.call_soon(self.end_if_idle)
@@ -477,38 +323,16 @@ class MessageConnection(Conversation):
         return not self.bytes_in and self._server.patience > 0
 
     def _is_idle(self) -> bool:
-        if self.ended or self._ending or self.wants_tls or self._shaking_hands:
+        if self._state is ENDED or self._state is HANDSHAKE or self.outcome or self.wants_tls:
             return False
         try:
             return not self._unsent and self.between_messages
         except Exception:
             return False  # the framing's own fault, which is told where it is fed
 
-    def _reschedule(self) -> None:
-        """Have the limits looked at when the next one may have passed; no more once the end has come."""
-        due = 0.0 if self.ended else self._next_deadline()[0]
-        if not (self.bytes_in or self.ended) and self._limits is not None and self._limits.idle_timeout:
-            # Once the first byte has come, without anybody looking, this limit may be the nearer one.
-            soon = monotonic() + self._limits.idle_timeout
-            due = min(due, soon) if due else soon
-        if due:
-            self._server.timers.schedule(self, due)
-        elif self.slot is not None:
-            self._server.timers.cancel(self)
-
-    def _next_deadline(self) -> tuple[float, str]:
-        """Return when a limit will have passed if nothing happens, and what that means; 0 for never."""
-        if self._limits is None:
-            return 0.0, ""
-        now = monotonic()
-        left, outcome = next_timeout(
-            self._limits,
-            heard=self.bytes_in > 0,
-            unsent=bool(self._unsent),
-            quiet=now - self._last,
-            message=now - self._began if self._began else None,
-        )
-        return (0.0 if left is None else now + left), outcome
+    def _spans(self, now: float) -> tuple[float | None, float | None]:
+        quiet = now - self._last
+        return (None, quiet) if self._unsent else (quiet, None)
 
     # ---- ends
 
@@ -526,15 +350,25 @@ class MessageConnection(Conversation):
         else:
             self._end(EOF)
 
-    def _stop_writing(self) -> None:
+    def _cannot_send(self, error: OSError) -> None:
         """Note that the peer cannot be written to any more; what it has said before is still handled."""
         if not self.deaf:
-            self.deaf = True
+            self._lose_peer()
             self._read_the_rest_later()
+
+    def _lose_peer(self) -> None:
+        self.deaf = True
+        self._state = LOST
+
+    def _will_end(self, outcome: str) -> None:
+        """Have the connection end as soon as the peer has taken what was sent."""
+        self.outcome = self.outcome or outcome
+        if self._state is not LOST:
+            self._state = CLOSING
 
     def _peer_lost(self, outcome: str) -> None:
         if outcome == RESET:
-            self.deaf = True
+            self._lose_peer()
             outcome = lost_outcome(self._request, self.bytes_in)
         if self.handler is not None:
             self._log(outcome, logging.DEBUG if outcome == EOF else logging.INFO)
@@ -549,7 +383,7 @@ class MessageConnection(Conversation):
         except Exception:  # the first one is told, below
             pass
         self.out = NOTHING
-        self._ending = self._ending or (BAD_MESSAGE if isinstance(error, FrameError) else ERROR)
+        self._will_end(BAD_MESSAGE if isinstance(error, FrameError) else ERROR)
         try:
             self._report(error)
         except BaseException:
@@ -568,25 +402,27 @@ class MessageConnection(Conversation):
 
     def _end(self, outcome: str) -> None:
         """Let the handler take leave, and close the connection when its last words are out."""
-        if self.ended:
+        if self._state is ENDED:
             return
         if self.handler is None:
-            self._close()
+            self._give_back()
             return
-        self.deaf = self.deaf or bool(self._unsent) or outcome in UNHEARD
+        self.outcome = outcome
+        if self.deaf or self._unsent or self._state is HANDSHAKE or outcome in UNHEARD:
+            self._lose_peer()
+        else:
+            self._state = CLOSING
         self._work = self._unsent = None
-        self._ending = outcome
-        self._write_account(outcome)
+        self._write_account()
         try:
             self._take_leave(outcome)
         except BaseException:
-            self._close()
+            self._give_back()
             raise
         if self._unsent:
-            self._reading = True
             self._update_interest()
         else:
-            self._close()
+            self._give_back()
 
     def _take_leave(self, outcome: str) -> None:
         # handler.link and this would otherwise keep each other until the garbage collector comes by.
@@ -600,22 +436,6 @@ class MessageConnection(Conversation):
         finally:
             self._at_work = False
         self._flush()
-
-    def _close(self) -> None:
-        self.ended = True
-        self._loop.forget(self._request.fileno())
-        self._reschedule()
-        self._server.links.pop(self, None)
-        self._unsent = None
-        self._write_account("")
-        self._server.shutdown_request(self._request)
-
-    def _write_account(self, outcome: str) -> None:
-        request = self._request
-        if isinstance(request, Connection):
-            request.outcome = outcome or request.outcome
-            request.bytes_in = self.bytes_in
-            request.bytes_out = self.bytes_out
 
     def _log(self, what: str, level: int = logging.INFO) -> None:
         name = self._server.name or type(self._server).__name__

@@ -15,12 +15,8 @@ from time import monotonic
 from typing import Any
 
 from srvkit.concurrency.executor import ThreadExecutor
-from srvkit.concurrency.message_connection import (
-    ASKED,
-    MOST_UNSENT,
-    ConnectionKeeper,
-    MessageConnection,
-)
+from srvkit.concurrency.loop_connection import ENDED, HANDSHAKE, ConnectionKeeper
+from srvkit.concurrency.message_connection import ASKED, MOST_UNSENT, MessageConnection
 from srvkit.concurrency.threads import ThreadingMixIn
 from srvkit.contracts import setting
 from srvkit.net.event_loop import READ, WRITE
@@ -140,15 +136,15 @@ class PooledConnection(MessageConnection):
 
     def send(self, message: bytes, encode: Encode) -> None:
         if threading.get_ident() == self._thread:
-            if not self.ended:
+            if self._state is not ENDED:
                 self.hold(message, encode)
                 self._flush()
         else:
             with self._lock:
                 if self._outside_size > MOST_UNSENT:
                     self._outside.clear()
-                    self._ending = self._ending or OVERFLOW
-                elif self._ending != OVERFLOW:
+                    self.outcome = self.outcome or OVERFLOW
+                elif self.outcome != OVERFLOW:
                     self._outside_size += len(message)  # first: it may have none
                     self._outside.append((message, encode))
             self._loop.call_soon(partial(self._dispatch, self._nothing))
@@ -187,7 +183,7 @@ class PooledConnection(MessageConnection):
     def _dispatch(self, step: Callable[[], object]) -> None:
         """Have a thread take the step. One that is busy looks at everything before it arms the link again."""
         with self._lock:
-            if self._busy or self.ended:
+            if self._busy or self._state is ENDED:
                 self._again = True
                 return
             self._busy = True
@@ -215,15 +211,15 @@ class PooledConnection(MessageConnection):
     def _let_go(self) -> bool:
         """Give the link back to the loop, outside of its context; return whether nothing came between."""
         with self._lock:
-            shaking_hands = self._shaking_hands and not self.ended
-            if self._left and not self.ended:  # since a moment ago
+            shaking_hands = self._state is HANDSHAKE
+            if self._left and self._state is not ENDED:  # since a moment ago
                 return False
-            if self._gives_way and not self.ended:
+            if self._gives_way and self._state is not ENDED:
                 self._gives_way = False
                 self._thread = 0
                 self._server.run_after_others(self._work_off, self._go_on)
                 return True
-            if not (shaking_hands or self.ended):
+            if not (shaking_hands or (self._state is ENDED)):
                 if self._again or self._outside or self._has_more():
                     self._again = False
                     return False
@@ -240,14 +236,14 @@ class PooledConnection(MessageConnection):
         """Take a step and all that follows from it, up to where somebody must be waited for."""
         self._thread = threading.get_ident()
         self._attempt(step)
-        while not self.ended:
+        while self._state is not ENDED:
             closing = self.closing  # asked now: what was sent before that is outside by then
             while one := self._next_outside():
                 self._send_for_thread(*one)
             if closing:
                 self.closing = True
             self._attempt(self._update_interest)
-            if self._shaking_hands:
+            if self._state is HANDSHAKE:
                 return
             if self._server.draining and self._is_idle() and not self._is_expected():
                 self._attempt(self._last_words)
@@ -272,21 +268,22 @@ class PooledConnection(MessageConnection):
 
     def _has_more(self) -> bool:
         """Whether there is something to do that no event of the socket will tell of."""
-        if self._unsent or self.ended or self.handler is None:
+        if self._unsent or self._state is ENDED or self.handler is None:
             return False
         return self._work is not None or self.deaf or getattr(self._request, "pending", False)
 
-    def _secure(self) -> None:
-        """Nothing: that begins when the thread has left the connection's context."""
+    def _begin_handshake(self) -> None:
+        """Have TLS begin when the thread has left the connection's context."""
+        self._state = HANDSHAKE
 
     def _secured(self, outcome: str, error: Exception | None) -> None:
         self._begin_thread(partial(self._go_on_encrypted, outcome, error))
 
     def _update_interest(self) -> None:
-        self._reading = True  # it is not armed while a thread has it
+        self._interest = READ  # it is not armed while a thread has it
         super()._update_interest()
 
-    def _wait_for(self, step: Callable[[], object], events: int) -> None:
+    def _watch(self, events: int) -> None:
         """Nothing: it is armed when the thread lets go of it."""
 
     def _say_last_words(self) -> None:

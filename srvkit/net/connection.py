@@ -17,7 +17,6 @@ from typing import Any, NoReturn, TypeVar
 from srvkit.protocol.outcomes import (
     CLOSED,
     EOF,
-    FIRST_BYTE_TIMEOUT,
     IDLE_TIMEOUT,
     REQUEST_TIMEOUT,
     WRITE_TIMEOUT,
@@ -76,6 +75,10 @@ class Connection(socket.socket):
     client_address: Any = None  # whom a proxy has spoken for; None where nobody has
     proxy: Any = None  # the header by which it did
 
+    def time_for(self, seconds: float) -> float:
+        """Return how long something may take that has so many seconds (0: no bound) of its own."""
+        return seconds
+
 
 class TimedConnection(Connection):
     """A connection whose own reads and writes keep the limits, for handlers that do their own I/O.
@@ -94,15 +97,15 @@ class TimedConnection(Connection):
     _own: tuple[float | None] | None = None  # the timeout that the handler set, if it did
     _in_force: float | None = -1.0  # the socket's timeout as it was set last; below 0 for unknown
 
-    def limit(self, first_byte: float, idle: float, request: float, write: float) -> None:
-        """Set the limits in seconds, 0 for none; the request's deadline counts from now."""
-        self._later_read = idle or None, IDLE_TIMEOUT
-        self._first_read = (first_byte, FIRST_BYTE_TIMEOUT) if first_byte else self._later_read
-        self._write = write or None, WRITE_TIMEOUT
+    def limit(self, waits: tuple[Limit, Limit, Limit], request: float) -> None:
+        """Set how long the first read, a later one and a write may wait, and the seconds for it all, 0: any.
+
+        All count from now.
+        """
+        self._first_read, self._later_read, self._write = waits
         self.deadline = monotonic() + request if request else None
 
     def time_for(self, seconds: float) -> float:
-        """Return how long something may take that has so many seconds (0: no bound) of its own."""
         if self.deadline is None:
             return seconds
         left = max(0.001, self.deadline - monotonic())

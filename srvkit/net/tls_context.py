@@ -120,6 +120,17 @@ def to_begin(server: Any, request: Any) -> ServerTls:
     return tls
 
 
+def encrypt(server: Any, request: Any) -> None:
+    """Begin TLS on a connection, and wait until the handshake is over; for whoever has a place to wait.
+
+    Raises RuntimeError where it may not begin, PeerError and OSError where the handshake fails or takes
+    longer than it may.
+    """
+    tls = to_begin(server, request)
+    request.begin_tls(tls)
+    request.wait_for_handshake(request.time_for(tls.settings.handshake_timeout))
+
+
 def in_words(error: Any) -> str:
     """Return OpenSSL's reason for an SSLError, as it would be said."""
     return (error.reason or str(error)).replace("_", " ").lower()

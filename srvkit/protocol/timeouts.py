@@ -20,23 +20,41 @@ class Timeouts(Protocol):
     def write_timeout(self) -> float: ...
 
 
+Wait = tuple[float | None, str]  # how many seconds it may take, None for any, and the outcome when they pass
+
+
+def waits_of(limits: Timeouts) -> tuple[Wait, Wait, Wait]:
+    """Return how long the first read of a connection may wait, a later one, and a write."""
+    return (
+        next_timeout(limits, heard=False, reading=0.0),
+        next_timeout(limits, heard=True, reading=0.0),
+        next_timeout(limits, heard=True, writing=0.0),
+    )
+
+
 def next_timeout(
-    limits: Timeouts, *, heard: bool, unsent: bool = False, quiet: float = 0.0, message: float | None = None
+    limits: Timeouts,
+    *,
+    heard: bool,
+    reading: float | None = None,
+    writing: float | None = None,
+    message: float | None = None,
 ) -> tuple[float | None, str]:
     """Return in how many seconds a limit passes if nothing happens, and the outcome then; None for never.
 
-    `heard` tells whether the peer has said anything yet, `unsent` whether it has something left to take.
-    `quiet` are the seconds in which nothing has come in or gone out; `message` those since the first byte of
-    a message that is not complete, or not answered, None where there is none.
+    `heard` tells whether the peer has said anything yet. The rest are seconds since something began, None
+    for what has not: `reading` since more of the peer is waited for, `writing` since it took the last of
+    what it is to take, `message` since the first byte of what is not complete, or not answered.
     """
-    seconds, outcome = limits.idle_timeout, IDLE_TIMEOUT
-    if unsent:
-        seconds, outcome = limits.write_timeout, WRITE_TIMEOUT
-    elif not heard:
-        seconds, outcome = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
-    left = seconds - quiet if seconds else None
+    left, outcome = None, IDLE_TIMEOUT
+    if writing is not None and limits.write_timeout:
+        left, outcome = limits.write_timeout - writing, WRITE_TIMEOUT
+    if reading is not None:
+        seconds = limits.idle_timeout if heard else limits.first_byte_timeout
+        if seconds and (left is None or seconds - reading < left):
+            left, outcome = seconds - reading, IDLE_TIMEOUT if heard else FIRST_BYTE_TIMEOUT
     if message is not None and limits.request_timeout:
         in_all = limits.request_timeout - message
         if left is None or in_all < left:
-            return in_all, REQUEST_TIMEOUT
+            left, outcome = in_all, REQUEST_TIMEOUT
     return left, outcome

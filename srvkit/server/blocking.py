@@ -23,7 +23,7 @@ from srvkit.net.connection import DONT_WAIT, Connection, wait_for
 from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.event_loop import WRITE
 from srvkit.net.send_queue import end_reading
-from srvkit.net.tls_context import to_begin
+from srvkit.net.tls_context import encrypt, to_begin
 from srvkit.protocol.conversation import NO_REPLY, TURN, Conversation, DatagramConversation, Encode
 from srvkit.protocol.outcomes import (
     BAD_MESSAGE,
@@ -32,7 +32,6 @@ from srvkit.protocol.outcomes import (
     ERROR,
     FIRST_BYTE_TIMEOUT,
     OVERFLOW,
-    REQUEST_TIMEOUT,
     RESET,
     STOPPED,
     TRUNCATED,
@@ -86,7 +85,8 @@ class BlockingDriver:
     _lost: str | None = None
     _ends = False  # whether the handler takes leave
     _began: float | None = None  # when the first byte came of a message that is not complete yet
-    _answer_by = 0.0  # when the replies to what is complete must be out; 0: whenever
+    _answers: float | None = None  # when the first byte came of what is being answered
+    _late = WRITE_TIMEOUT  # what it means if the peer does not take a reply in time
     _armed: float = 0  # the receive timeout in force
     _awaited = FIRST_BYTE_TIMEOUT
     bytes_in = 0
@@ -196,11 +196,11 @@ class BlockingDriver:
             if account is not None:
                 account.bytes_in = self.bytes_in
             if self._limits is not None and self._limits.request_timeout:
-                self._answer_by = (self._began or monotonic()) + self._limits.request_timeout
+                self._answers = self._began or monotonic()
             conversation.receive(data)
             if conversation.out or conversation.busy:
                 self._reply()
-            self._answer_by = 0.0
+            self._answers = None
             if conversation.fault is not None:
                 self._log(f"{BAD_MESSAGE}: {conversation.fault}")
                 return BAD_MESSAGE
@@ -292,7 +292,9 @@ class BlockingDriver:
         """Set how long the next read may take, and what it means if it takes longer."""
         assert self._limits is not None
         message = None if self._began is None else monotonic() - self._began
-        left, self._awaited = next_timeout(self._limits, heard=self.bytes_in > 0, message=message)
+        left, self._awaited = next_timeout(
+            self._limits, heard=self.bytes_in > 0, reading=0.0, message=message
+        )
         seconds = 0 if left is None else max(0.001, left)
         if seconds != self._armed:
             self._armed = seconds
@@ -340,8 +342,7 @@ class BlockingDriver:
             else:
                 self._send_in_time(data)
         except (BlockingIOError, TimeoutError):
-            late = self._answer_by and monotonic() >= self._answer_by
-            self._lost = REQUEST_TIMEOUT if late else WRITE_TIMEOUT
+            self._lost = self._late
         except OSError:
             self._lost = self._lost or RESET
         else:
@@ -365,11 +366,9 @@ class BlockingDriver:
             return
         with memoryview(data) as rest:
             while sent < len(rest):
-                seconds = self._limits.write_timeout or None
-                if self._answer_by:
-                    left = self._answer_by - monotonic()
-                    seconds = left if seconds is None else min(left, seconds)
-                wait_for(sock, WRITE, seconds)
+                answering = None if self._answers is None else monotonic() - self._answers
+                left, self._late = next_timeout(self._limits, heard=True, writing=0.0, message=answering)
+                wait_for(sock, WRITE, left)
                 try:
                     sent += sock.send(rest[sent:], DONT_WAIT)
                 except BlockingIOError:
@@ -398,12 +397,10 @@ class BlockingDriver:
 
     def _secure(self) -> str:
         """Shake hands; return "", or how the connection has ended thereby."""
-        tls = to_begin(self._server, self._socket)
         if self._account is not None:
             self._account.waits += 1
         try:
-            self._socket.begin_tls(tls)
-            self._socket.wait_for_handshake(tls.settings.handshake_timeout)
+            encrypt(self._server, self._socket)
             self._conversation.tls_began()
         except (PeerError, OSError) as error:
             if self._conversation.closing:

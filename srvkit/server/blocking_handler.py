@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from srvkit.contracts import open_names
 from srvkit.errors import PeerError
-from srvkit.net.tls_context import to_begin
+from srvkit.net.tls_context import encrypt
 from srvkit.protocol.outcomes import handshake_outcome
 from srvkit.server.async_handler import AsyncHandler
 from srvkit.server.has_peer import HasPeer
@@ -76,10 +76,8 @@ class BaseRequestHandler(HasPeer):
         For servers with certificates and `begin = "handler"`; RuntimeError on others. Raises PeerError or
         OSError when the handshake fails or takes longer than `handshake_timeout`.
         """
-        tls = to_begin(self.server, self.request)
-        self.request.begin_tls(tls)
         try:
-            self.request.wait_for_handshake(self.request.time_for(tls.settings.handshake_timeout))
+            encrypt(self.server, self.request)
         except (PeerError, OSError) as error:
             self.request.fault, self.request.outcome = error, handshake_outcome(error)
             raise

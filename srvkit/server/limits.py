@@ -9,12 +9,14 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from time import monotonic
 from typing import Any, Literal
 
 from srvkit.contracts import Duration, Size, Steps, setting
 from srvkit.net.access import Rules, group_of
 from srvkit.net.address import display
+from srvkit.protocol.timeouts import Wait, waits_of
 
 log = logging.getLogger("srvkit.server")
 
@@ -54,6 +56,11 @@ class LimitSettings:
         minimum=0,
     )
     max_rss: Size = setting(0, "a worker that has grown larger than this retires; 0: never", minimum=0)
+
+    @cached_property
+    def waits(self) -> tuple[Wait, Wait, Wait]:
+        """How long the first read of a handler that does its own I/O may wait, a later one, and a write."""
+        return waits_of(self)
 
 
 class ConnectionLimit:

@@ -134,12 +134,7 @@ class TCPServer(BaseServer):
             if listener.socket is self.socket:
                 listener.prepare(connection)
         if isinstance(connection, TimedConnection) and self.limits is not None:
-            connection.limit(
-                self.limits.first_byte_timeout,
-                self.limits.idle_timeout,
-                self.limits.request_timeout,
-                self.limits.write_timeout,
-            )
+            connection.limit(self.limits.waits, self.limits.request_timeout)
         return connection, unmapped(client_address)
 
     def shutdown_request(self, request: Any) -> None:

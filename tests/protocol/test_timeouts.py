@@ -13,16 +13,19 @@ from srvkit.server.limits import LimitSettings
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
-        ({"heard": False}, (10, "first-byte-timeout")),
-        ({"heard": True}, (60, "idle-timeout")),
-        ({"heard": True, "quiet": 20}, (40, "idle-timeout")),
-        ({"heard": True, "quiet": 70}, (-10, "idle-timeout")),
-        ({"heard": True, "unsent": True, "quiet": 5}, (15, "write-timeout")),
-        ({"heard": False, "unsent": True}, (20, "write-timeout")),
-        ({"heard": True, "message": 0}, (30, "request-timeout")),
-        ({"heard": True, "message": 29, "quiet": 1}, (1, "request-timeout")),
-        ({"heard": True, "message": 29, "quiet": 59.5}, (0.5, "idle-timeout")),
-        ({"heard": False, "message": 1}, (10, "first-byte-timeout")),
+        ({"heard": False, "reading": 0}, (10, "first-byte-timeout")),
+        ({"heard": True, "reading": 0}, (60, "idle-timeout")),
+        ({"heard": True, "reading": 20}, (40, "idle-timeout")),
+        ({"heard": True, "reading": 70}, (-10, "idle-timeout")),
+        ({"heard": True, "writing": 5}, (15, "write-timeout")),
+        ({"heard": False, "writing": 0}, (20, "write-timeout")),
+        ({"heard": True, "reading": 0, "message": 0}, (30, "request-timeout")),
+        ({"heard": True, "reading": 1, "message": 29}, (1, "request-timeout")),
+        ({"heard": True, "reading": 59.5, "message": 29}, (0.5, "idle-timeout")),
+        ({"heard": False, "reading": 0, "message": 1}, (10, "first-byte-timeout")),
+        ({"heard": True, "reading": 50, "writing": 5}, (10, "idle-timeout")),
+        ({"heard": True, "reading": 0, "writing": 5}, (15, "write-timeout")),
+        ({"heard": True}, (None, "idle-timeout")),
     ],
 )
 def test_the_nearest_limit_counts(state: dict[str, Any], expected: tuple[float, str]) -> None:
@@ -31,7 +34,12 @@ def test_the_nearest_limit_counts(state: dict[str, Any], expected: tuple[float, 
 
 
 @pytest.mark.parametrize(
-    "state", [{"heard": False}, {"heard": True, "message": 5}, {"heard": True, "unsent": True}]
+    "state",
+    [
+        {"heard": False, "reading": 0},
+        {"heard": True, "reading": 0, "message": 5},
+        {"heard": True, "writing": 0},
+    ],
 )
 def test_zero_is_for_ever(state: dict[str, Any]) -> None:
     limits = LimitSettings(first_byte_timeout=0, idle_timeout=0, request_timeout=0, write_timeout=0)

@@ -16,6 +16,17 @@ from typing import Any
 
 from srvkit.concurrency.asyncio.loop import TaskLoop
 from srvkit.concurrency.asyncio.streams import LIMIT, Reader, Writer
+from srvkit.concurrency.loop_connection import (
+    CHUNK,
+    CLOSING,
+    ENDED,
+    HALF_CLOSED,
+    HANDSHAKE,
+    LOST,
+    OPEN,
+    LoopConnection,
+    State,
+)
 from srvkit.errors import EscapedError, FrameError, PeerGone
 from srvkit.net.address import display
 from srvkit.net.connection import DONT_WAIT, Connection, account_of
@@ -29,8 +40,6 @@ from srvkit.protocol.outcomes import (
     CLOSED,
     EOF,
     ERROR,
-    FIRST_BYTE_TIMEOUT,
-    IDLE_TIMEOUT,
     REQUEST_TIMEOUT,
     RESET,
     STOPPED,
@@ -42,7 +51,6 @@ from srvkit.protocol.outcomes import (
 
 log = logging.getLogger("srvkit.server")
 
-CHUNK = 65536  # bytes of one read
 HIGH_WATER = 65536  # bytes the peer has not taken, from which on `drain()` waits
 TLS_INFO = {
     "peercert": "getpeercert",
@@ -56,15 +64,14 @@ class HandlerTask(asyncio.Transport):
 
     __slots__ = (
         "_client_address",
-        "_closing",
         "_handled",
         "_limits",
         "_loop",
         "_request",
         "_server",
         "_started",
+        "_state",
         "_task",
-        "ended",
         "fault",
         "high_water",
         "outcome",
@@ -80,8 +87,8 @@ class HandlerTask(asyncio.Transport):
         self._client_address = client_address
         self._limits = limits = server.limits
         self._task: asyncio.Task[None] | None = None
+        self._state: State = OPEN
         self._started = False  # whether the task has taken its first step
-        self._closing = False
         self._handled = False  # whether the handler has returned
         self.reader = Reader(self, loop.aio, LIMIT if limits is None else limits.max_message)
         self.fault: Exception | None = None  # why the peer cannot be talked to any more
@@ -89,7 +96,6 @@ class HandlerTask(asyncio.Transport):
         self.high_water = HIGH_WATER
         self.outcome = ""
         self.slot: Any = None  # of `TimerWheel`
-        self.ended = False
 
     def begin(self) -> None:
         """Have the task started, when what has arrived so far was read: then it need not wait for it."""
@@ -98,12 +104,12 @@ class HandlerTask(asyncio.Transport):
 
     def start(self) -> None:
         """Start the task, in a context of its own."""
-        if not self.ended:
+        if self._state is not ENDED:
             self._task = self._loop.aio.create_task(self._see_through(), context=Context())
 
     def cut(self) -> None:
         """End at once: the server stops and waits no longer."""
-        if self.ended:
+        if self._state is ENDED:
             return
         self.outcome = self.outcome or STOPPED
         self._cancel()
@@ -122,8 +128,13 @@ class HandlerTask(asyncio.Transport):
     def end_if_idle(self) -> None:
         """Do nothing: only the handler knows whether it is between two requests."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the request was given back to the server."""
+        return self._state is ENDED
+
     def is_closing(self) -> bool:
-        return self._closing or self.ended
+        return self._state is CLOSING or self._state is ENDED
 
     async def room(self) -> None:
         """Return when there may be room for more."""
@@ -143,15 +154,15 @@ class HandlerTask(asyncio.Transport):
             self._failed(error)
         finally:
             self._handled = True
-            if not self.ended:
+            if self._state is not ENDED:
                 self._finish()
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
-            if self.ended or self.outcome == STOPPED:
+            if self._state is ENDED or self.outcome == STOPPED:
                 return
             error = self.fault or error  # what it was cancelled for
-        elif self.ended:
+        elif self._state is ENDED:
             return
         if error is self.reader.fault and isinstance(error, Exception):
             self._blame_peer(self._blamed(error), error)
@@ -189,7 +200,7 @@ class HandlerTask(asyncio.Transport):
         raise NotImplementedError
 
     def _end(self) -> None:
-        self.ended = True
+        self._state = ENDED
         server = self._server
         if self.slot is not None:
             server.timers.cancel(self)
@@ -198,48 +209,40 @@ class HandlerTask(asyncio.Transport):
         try:
             server.shutdown_request(self._request)
         finally:
-            if server.alone:
-                self._loop.wake()
+            self._over_with()
+
+    def _over_with(self) -> None:
+        if self._server.alone:
+            self._loop.wake()
 
 
-class StreamTransport(HandlerTask):
+class StreamTransport(LoopConnection, HandlerTask):
     """One connection. What is written in one turn of the loop leaves in one write."""
 
     __slots__ = (
-        "_began",
-        "_ends_writing",
-        "_moved",
-        "_open",
+        *(name for name in LoopConnection.SLOTS if name not in HandlerTask.__slots__),
         "_out",
-        "_reading",
-        "_shaking_hands",
+        "_over",
+        "_reads",
         "_unread",
-        "_unsent",
         "_waiters",
-        "bytes_in",
-        "bytes_out",
         "low_water",
     )
 
     def __init__(self, server: Any, loop: TaskLoop, request: Any, client_address: Any) -> None:
-        super().__init__(server, loop, request, client_address)
+        HandlerTask.__init__(self, server, loop, request, client_address)
+        self._set_up(server, loop, request, client_address)
         self._began = loop.now
-        self._out: list[bytes] = []
-        self._unsent: bytearray | None = None  # what the peer has not taken yet
-        self._moved = 0.0  # when it last took something of that
-        self._open = True  # whether anything may be written
-        self._ends_writing = False  # whether write_eof() was called
-        self._reading = True
-        self._shaking_hands = False  # while it becomes encrypted: what is written is kept
+        self._out: list[bytes] = []  # what was written in this turn
+        self._over: asyncio.Future[tuple[str, Exception | None]] | None = None  # a handshake, when it is
+        self._reads = True  # whether the reader has room
         self._unread = 0  # bytes that the handler had not read when the peer was lost, or when last looked at
         self._waiters: list[asyncio.Future[None]] | None = None
-        self.bytes_in = 0
-        self.bytes_out = 0
         self.low_water = HIGH_WATER // 4
 
     def begin(self) -> None:
         super().begin()
-        self._loop.watch(self._request.fileno(), self._readable)
+        self._watch(READ)
         if getattr(self._request, "pending", False):  # a plain socket where a program has made the server
             self._readable()
         server = self._server
@@ -253,15 +256,16 @@ class StreamTransport(HandlerTask):
             if not isinstance(data, (bytes, bytearray, memoryview)):
                 raise TypeError(f"what is written must be bytes, not {type(data).__name__}")
             data = bytes(data)
-        if not self._open:
-            if self._ends_writing:
+        state = self._state
+        if state is not OPEN and state is not HANDSHAKE:
+            if state is HALF_CLOSED:
                 raise RuntimeError("nothing can be written after write_eof()")
             return  # as in asyncio: who wants to know, asks drain()
         self.pending += len(data)
         if self._unsent is not None:
             self._unsent += data
             return
-        if self._shaking_hands:
+        if state is HANDSHAKE:
             self._unsent = bytearray(data)
             return
         if not self._out:
@@ -278,15 +282,14 @@ class StreamTransport(HandlerTask):
         return True
 
     def write_eof(self) -> None:
-        if not (self._closing or self.ended):
-            self._ends_writing = True
-            self._open = False
+        if self._state is OPEN or self._state is HANDSHAKE:
+            self._state = HALF_CLOSED
             self._loop.flush_soon(self)
 
     def close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            self._open = self._reading = False
+        if not self.is_closing():
+            self._state = CLOSING
+            self._reads = False
             self._loop.flush_soon(self)
 
     def abort(self) -> None:
@@ -298,7 +301,7 @@ class StreamTransport(HandlerTask):
             return self._client_address
         if name == "socket":
             return self._request
-        if name == "sockname" and not self.ended:
+        if name == "sockname" and self._state is not ENDED:
             return self._request.getsockname()
         if name in TLS_INFO and getattr(self._request, "is_encrypted", False):
             return getattr(self._request, TLS_INFO[name])()
@@ -319,15 +322,15 @@ class StreamTransport(HandlerTask):
         self.high_water = max(1, high)
 
     def is_reading(self) -> bool:
-        return self._reading and not self.is_closing()
+        return self._reads and not self.is_closing()
 
     def pause_reading(self) -> None:
-        self._reading = False
-        self._watch()
+        self._reads = False
+        self._update_interest()
 
     def resume_reading(self) -> None:
-        self._reading = True
-        self._watch()
+        self._reads = True
+        self._update_interest()
 
     async def room(self) -> None:
         self.flush()
@@ -335,7 +338,7 @@ class StreamTransport(HandlerTask):
             await self._change()
 
     async def wait_closed(self) -> None:
-        while not (self.ended or self.fault or (self._closing and not self.pending)):
+        while not (self._state is ENDED or self.fault or (self._state is CLOSING and not self.pending)):
             await self._change()
         await asyncio.sleep(0)  # everybody expects it to let others run
 
@@ -351,34 +354,34 @@ class StreamTransport(HandlerTask):
             unasked = FrameError(UNASKED)
             self._blame_peer(BAD_MESSAGE, unasked)
             raise unasked
-        self._loop.unwatch(self._request.fileno())
-        over: asyncio.Future[tuple[str, Exception | None]] = self._loop.aio.create_future()
-
-        def done(outcome: str, error: Exception | None) -> None:
-            if not over.done():
-                over.set_result((outcome, error))
-
-        self._shaking_hands = True
-        self._server.secure(self._request, done)
+        self._over = over = self._loop.aio.create_future()
+        self._begin_handshake()
         try:
             outcome, error = await over
         except asyncio.CancelledError:
-            self._shaking_hands = False
+            self._over = None
             self.abort()
             raise
-        self._shaking_hands = False
-        self._moved = monotonic()  # the peer's time for what was written meanwhile begins now
         if outcome:
             fault = error or ConnectionError(f"no handshake: {outcome}")
             self._blame_peer(outcome, fault)
             raise fault
-        self.flush()
-        self._watch()
-        if getattr(self._request, "pending", False):
-            self._readable()
+
+    def _handshake_over(self, outcome: str, error: Exception | None) -> None:
+        over, self._over = self._over, None
+        if over is not None and not over.done():
+            over.set_result((outcome, error))
+
+    def _go_on_encrypted(self, outcome: str, error: Exception | None) -> None:
+        super()._go_on_encrypted(outcome, error)
+        if not outcome:
+            self.pending = len(self._unsent or b"")
+            self.flush()
+            if getattr(self._request, "pending", False):
+                self._readable()
 
     def _change(self) -> asyncio.Future[None]:
-        waiter = self._loop.aio.create_future()
+        waiter: asyncio.Future[None] = self._loop.aio.create_future()
         if self._waiters is None:
             self._waiters = []
         self._waiters.append(waiter)
@@ -394,152 +397,118 @@ class StreamTransport(HandlerTask):
     # ---- bytes on their way
 
     def _readable(self) -> None:
-        if not self._reading:
-            self._watch()
+        if not self._reads:
+            self._update_interest()
             return
         try:
             data = self._request.recv(CHUNK, DONT_WAIT)
         except BlockingIOError:
             return
         except OSError as error:
-            self._peer_lost(RESET, error)
+            self._lose_peer(RESET, error)
             return
         if data:
             self.bytes_in += len(data)
             self.reader.feed_data(data)
         else:
             # It is still watched: mostly the handler returns now, and that saves a system call.
-            self._reading = False
+            self._reads = False
             self.reader.feed_eof()
 
     def _ready(self) -> None:
-        self.flush()
-        if self._reading and not self.ended:
+        if self._interest & WRITE:
+            self.flush()
+        if self._interest & READ and self._state is not ENDED:
             self._readable()
 
     def flush(self) -> None:
         """Send what is pending, as far as the peer takes it, and then what has to follow it."""
-        if self.ended or self._shaking_hands:
+        if self._state is ENDED or self._over is not None:
             return
         out = self._out
         if out:
             data: Any = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
-            self._send(data)
+            self._transmit(data)
+            if self._unsent is None:
+                self.pending = 0
+            else:
+                self.pending = len(self._unsent)
+                self._last = monotonic()
+                self._update_interest()
         elif self._unsent:
-            self._send(self._unsent)
-        if not self.pending and self.fault is None and (self._closing or self._ends_writing):
+            self._writable()
+            if self._unsent:
+                self.pending = len(self._unsent)
+        if self._waiters is not None and self.pending <= self.low_water:
+            self._wake()
+        if not self.pending and self.fault is None and self._state in (CLOSING, HALF_CLOSED):
             self._shut()
 
-    def _send(self, data: Any) -> None:
-        try:
-            sent = self._request.send(data, DONT_WAIT)
-        except BlockingIOError as error:
-            sent = 0
-            if getattr(error, "characters_written", 0):  # of what is encrypted already
-                self._moved = monotonic()
-        except OSError as error:
-            self._peer_lost(RESET, error)
-            return
-        self.bytes_out += sent
-        self.pending -= sent
-        if self._unsent is not None:
-            if sent:
-                self._moved = monotonic()
-                del self._unsent[:sent]
-            if not self._unsent:
-                self._unsent = None
-                self._watch()
-            if self.pending <= self.low_water:
-                self._wake()
-        elif self.pending:
-            self._unsent = bytearray(memoryview(data)[sent:])
-            self._moved = monotonic()
-            self._watch()
-            self._reschedule()
+    def _all_sent(self) -> None:
+        self.pending = 0
+        self._update_interest()
+
+    def _cannot_send(self, error: OSError) -> None:
+        self._lose_peer(RESET, error)
 
     def _shut(self) -> None:
         if self._handled:
             self._end()
             return
+        closes = self._state is CLOSING
         try:
-            self._request.shutdown(socket.SHUT_RDWR if self._closing else socket.SHUT_WR)
+            self._request.shutdown(socket.SHUT_RDWR if closes else socket.SHUT_WR)
         except OSError:
             pass  # the peer has gone first
-        if self._closing:
+        if closes:
             self.outcome = self.outcome or CLOSED
             self.reader.feed_eof()
-            self._reading = False
-            self._watch()
+            self._reads = False
+            self._update_interest()
             self._wake()
 
-    def _watch(self) -> None:
-        if self.ended or self._shaking_hands or (self.fault is not None and not self._reading):
-            return
-        events = READ * self._reading | WRITE * (self._unsent is not None)
-        fd = self._request.fileno()
-        if events:
-            self._loop.watch(fd, self._ready if events & WRITE else self._readable, events)
-        else:
-            self._loop.unwatch(fd)
+    def _next_events(self) -> int | None:
+        if self._over is not None or (self.fault is not None and not self._reads):
+            return None
+        return READ * self._reads | WRITE * bool(self._unsent)
 
     # ---- limits
 
     def check_deadline(self) -> None:
         """Act if a limit has passed, else be looked at again when one may have."""
-        now = monotonic()
-        if self.fault is not None:
-            before, self._unread = self._unread, self.reader.unread
-            if self._unread >= before:  # it reads no more: it was told, and has had its time
-                self._cancel()
-            self._server.timers.schedule(self, now + LAST_WORDS)
+        if self.fault is None:
+            super().check_deadline()
             return
-        due, outcome = self._next_deadline(now)
-        if due and due <= now:
-            self._peer_lost(outcome, TimeoutError(f"{outcome.replace('-', '_')} is over"))
-        else:
-            self._reschedule()
+        before, self._unread = self._unread, self.reader.unread
+        if self._unread >= before:  # it reads no more: it was told, and has had its time
+            self._cancel()
+        self._server.timers.schedule(self, monotonic() + LAST_WORDS)
 
     def _reschedule(self) -> None:
-        if self._limits is not None and self.fault is None:
-            now = monotonic()
-            due, _ = self._next_deadline(now)
-            if not (self.bytes_in or self._handled) and self._limits.idle_timeout:
-                # Once the first byte has come, without anybody looking, this limit may be the nearer one.
-                soon = now + self._limits.idle_timeout
-                due = min(due, soon) if due else soon
-            if due:
-                self._server.timers.schedule(self, due)
+        if self.fault is None:
+            super()._reschedule()
 
-    def _next_deadline(self, now: float) -> tuple[float, str]:
-        """Return when a limit will have passed if nothing happens, and what that means; 0 for never."""
-        limits = self._limits
-        candidates = []
-        if self._unsent is not None and limits.write_timeout and not self._shaking_hands:
-            candidates.append((self._moved + limits.write_timeout, WRITE_TIMEOUT))
-        if not self._handled:
-            seconds, outcome = limits.idle_timeout, IDLE_TIMEOUT
-            if not self.bytes_in:
-                seconds, outcome = limits.first_byte_timeout, FIRST_BYTE_TIMEOUT
-            if seconds:
-                # A handler that does not read has its reasons; the peer's time begins when it does.
-                candidates.append(((self.reader.waiting_since or now) + seconds, outcome))
-        if limits.request_timeout:
-            candidates.append((self._began + limits.request_timeout, REQUEST_TIMEOUT))
-        return min(candidates, default=(0.0, ""))
+    def _spans(self, now: float) -> tuple[float | None, float | None]:
+        # A handler that does not read has its reasons; the peer's time begins when it does.
+        reading = None if self._handled else now - (self.reader.waiting_since or now)
+        return reading, now - self._last if self._unsent and self._over is None else None
+
+    def _peer_lost(self, outcome: str) -> None:
+        self._lose_peer(outcome, TimeoutError(f"{outcome.replace('-', '_')} is over"))
 
     # ---- ends
 
-    def _peer_lost(self, outcome: str, fault: Exception) -> None:
+    def _lose_peer(self, outcome: str, fault: Exception) -> None:
         """Let the handler know that its peer is lost: by exception, and in the end by cancelling it."""
-        if self.fault is not None or self.ended:
+        if self.fault is not None or self._state is ENDED:
             return
         if outcome == RESET:
             self._read_the_rest()
         if outcome == RESET:
             outcome = lost_outcome(self._request, self.bytes_in)
         is_silent = outcome == EOF
-        if self.pending or not self._closing:
+        if self.pending or self._state is not CLOSING:
             self._blame_peer(outcome, fault)
         self.fault = fault
         self._unread = self.reader.unread
@@ -563,7 +532,7 @@ class StreamTransport(HandlerTask):
     def _read_the_rest(self) -> None:
         """Take what has arrived of a peer that has gone: the kernel still has it, the handler is to."""
         with suppress(OSError):
-            while not self._closing and (data := self._request.recv(CHUNK, DONT_WAIT)):
+            while self._state is not CLOSING and (data := self._request.recv(CHUNK, DONT_WAIT)):
                 self.bytes_in += len(data)
                 self.reader.feed_data(data)
 
@@ -576,40 +545,39 @@ class StreamTransport(HandlerTask):
         self._out.clear()
         self._unsent = None
         self.pending = 0
-        self._open = self._reading = False
+        if self._state is not CLOSING:
+            self._state = LOST
+        self._reads = False
         self.reader.detach()  # it must not ask for more
-        self._loop.unwatch(self._request.fileno())
+        self._watch(0)
 
     def _finish(self) -> None:
-        self._closing = True
-        self._open = False
+        self._state = CLOSING
         if self._out:
             self.flush()
-        if self.ended:
+        if self.ended:  # by what flush() has met
             return
         if self.pending and self.fault is None and self.outcome != STOPPED:
-            self._reading = False
-            self._watch()
+            self._reads = False
+            self._update_interest()
             self._reschedule()  # the peer has write_timeout for the rest
         else:
             self._end()
 
     def _end(self) -> None:
-        if self.ended:
+        if self._state is ENDED:
             return
-        self._loop.forget(self._request.fileno())
         if not self.outcome:
             if self._server.cutting:
                 self.outcome = STOPPED
             else:
                 self.outcome = EOF if self.reader.at_eof() else CLOSED
-        request = self._request
-        if isinstance(request, Connection):
-            request.outcome = self.outcome
-            request.bytes_in = self.bytes_in
-            request.bytes_out = self.bytes_out
         self._wake()
-        super()._end()
+        self.reader.detach()
+        try:
+            self._give_back()
+        finally:
+            self._over_with()
 
 
 class DatagramTask(HandlerTask):
@@ -634,7 +602,7 @@ class DatagramTask(HandlerTask):
         return False
 
     def close(self) -> None:
-        self._closing = True
+        self._state = CLOSING
 
     def pause_reading(self) -> None:
         """Do nothing: all there is has arrived."""
