@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]
 
 PATIENCE = 10.0  # seconds; all but a reload is answered at once
+UNKNOWN = "unknown request"  # how an answer begins where the question is of another version
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -145,6 +146,8 @@ def _ask(
         else:
             if owner:
                 print(f"srvkit: it is run by the user {owner}", file=sys.stderr)
+            if str(answer.get("error", "")).startswith(UNKNOWN):
+                answer["error"] = _of_another_version(request, ask(path, {"do": "status"}, timeout))
             return answer
     if doubt and not os.path.isfile(args.config):  # the wrong folder, more often than not
         raise NotRunning(f"{doubt}, and no srvkit runs with it")
@@ -152,6 +155,16 @@ def _ask(
     if are_others():
         text += "; what another user runs may be asked by that user, and by root"
     raise NotRunning(f"{text}\nits control socket may be elsewhere: {doubt}" if doubt else text)
+
+
+def _of_another_version(request: dict[str, Any], status: dict[str, Any]) -> str:
+    from srvkit.cli.status import plain
+
+    runs = f"srvkit {plain(status.get('version') or 'of another version')}"
+    return (
+        f"{runs} runs there and does not know {request['do']!r}, which this command needs: "
+        f"let this version take its place, by kill -USR2 {plain(status.get('pid'))} or a restart"
+    )
 
 
 def _good(answer: dict[str, Any]) -> dict[str, Any]:

@@ -205,8 +205,11 @@ def listener_entry(listener: Listener, descriptors: list[int]) -> Table:
 def listener_of(entry: Table, socket_of: SocketOf) -> Listener:
     """Make the listener of an entry."""
     claim = socket_of(entry["claim"]) if entry["claim"] is not None else None
-    path, file = entry.get("path", ""), entry.get("file")
     address = parse(entry["address"])
+    path, file = entry.get("path"), entry.get("file")
+    if path is None:  # of a version that went by the address alone
+        folder, name = os.path.split(address.path if address.is_unix and not address.is_abstract else "")
+        path = os.path.join(os.path.realpath(folder), name) if name else ""
     return Listener(address, socket_of(entry["fd"]), None, claim, path, tuple(file) if file else None)
 
 

@@ -237,6 +237,15 @@ def test_an_error_is_one_line(words, fake, refused):
     assert refused(1, *words) == ["not permitted"]
 
 
+def test_who_runs_an_older_version_is_told_so_in_one_line(fake, refused):
+    fake({"error": "unknown request 'kill'", "version": "0.0.9", "pid": 4711})
+    (line,) = refused(1, "kill", "1-1")
+    assert line == (
+        "srvkit 0.0.9 runs there and does not know 'kill', which this command needs: "
+        "let this version take its place, by kill -USR2 4711 or a restart"
+    )
+
+
 def test_a_terminal_has_colours_unless_told_otherwise(fake, tmp_path):
     fake(STATUS)
 
