@@ -32,6 +32,8 @@ The house, bottom up; a floor imports only from those below it:
     process                  operating-system processes: start, watch, replace, stop
     cli, testing             the commands; fixtures for tests of handlers
 
+`srvkit docs architecture` shows the way of a message, a setting and a reload through it.
+
 PYTEST_DONT_REWRITE: its asserts are not for tests, and a program may import it before pytest comes.
 """
 

@@ -81,6 +81,7 @@ def _argument(action: argparse.Action, words: Mapping[str, tuple[str, ...]]) -> 
 
 def _words() -> dict[str, tuple[str, ...]]:
     """Return what may stand for some METAVARs; what plugins bring is known of those that are installed."""
+    from srvkit.cli.docs import chapters
     from srvkit.config.model import settings_table
     from srvkit.plugins.manager import make_manager
 
@@ -90,6 +91,7 @@ def _words() -> dict[str, tuple[str, ...]]:
         "KEY": tuple(dict.fromkeys([*keys, *plugins.handlers, *plugins.models, *plugins.framings])),
         "MODEL": tuple(plugins.models),
         "HANDLER": tuple(plugins.handlers),
+        "CHAPTER": tuple(chapters()),
     }
 
 

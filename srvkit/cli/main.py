@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from srvkit.cli import check, completion, control, explain, guests, new, plugins, run, schema, systemd
+from srvkit.cli import check, completion, control, docs, explain, guests, new, plugins, run, schema, systemd
 from srvkit.errors import SrvkitError
 from srvkit.process import command_line as origin
 
@@ -65,7 +65,7 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("-V", "--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, control, check, plugins, explain, new, schema, systemd, completion):
+    for group in (run, control, check, plugins, explain, docs, new, schema, systemd, completion):
         group.add_parser(subparsers)
     args = parser.parse_args(argv)
     status: int = args.run(args)
