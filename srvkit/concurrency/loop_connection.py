@@ -14,7 +14,7 @@ from typing import Any
 
 from srvkit.contracts import Steps
 from srvkit.net.connection import DONT_WAIT, Connection
-from srvkit.net.event_loop import EventLoop
+from srvkit.net.event_loop import READ, EventLoop
 from srvkit.net.timer_wheel import Slot, TimerWheel
 from srvkit.protocol.timeouts import next_timeout
 
@@ -163,12 +163,18 @@ class LoopConnection:
     def _watch(self, events: int) -> None:
         self._interest = events
         if events:
-            self._loop.watch(self._request.fileno(), self._ready, events)
+            # A bound method, which the loop keeps for each connection: a partial would take more memory.
+            step = self._readable if events == READ else self._ready
+            self._loop.watch(self._request.fileno(), step, events)
         else:
             self._loop.unwatch(self._request.fileno())
 
-    def _ready(self) -> None:
+    def _readable(self) -> object:
         raise NotImplementedError
+
+    def _ready(self) -> None:
+        """Do what can be done; called where more than reading is waited for."""
+        self._writable()
 
     # ---- what is sent
 
@@ -312,4 +318,7 @@ class LoopConnection:
             self._server.timers.cancel(self)
         self._server.links.pop(self, None)
         self._write_account()
+        self._shut_down()
+
+    def _shut_down(self) -> None:
         self._server.shutdown_request(self._request)

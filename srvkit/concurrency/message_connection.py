@@ -107,18 +107,10 @@ class MessageConnection(LoopConnection, Conversation):
         self._watch(READ)
         self._enter(self._greet)
 
-    def _ready(self) -> None:
-        # The loop keeps one bound method for each connection and no partial, which would take more memory.
-        self._context.run(self._readable if self._interest == READ else self._writable)
-
     @property
     def idle(self) -> bool:
         """Whether the connection is between two messages."""
         return self._is_idle()
-
-    @property
-    def _run(self) -> Callable[..., Any]:
-        return self._context.run
 
     def end_if_idle(self) -> None:
         """End the connection unless it handles a message or expects its first; the server stops."""
@@ -132,7 +124,7 @@ class MessageConnection(LoopConnection, Conversation):
     def leave_behind(self) -> None:
         """End the connection, with what its peer takes at once; its loop ends."""
         if self._state is not ENDED:
-            self._run(self._attempt, self._end_now)
+            self._attempt(self._end_now)
 
     def _end_now(self) -> None:
         try:
@@ -142,11 +134,11 @@ class MessageConnection(LoopConnection, Conversation):
                 self._give_back()
 
     def _enter(self, step: Callable[[], object]) -> None:
-        """Take a step that no event of the socket brought, in the connection's own context."""
+        """Take a step that no event of the socket brought."""
         if self._state is not ENDED:
-            self._run(self._attempt, step)
+            self._attempt(step)
             if self._state is not ENDED:
-                self._run(self._attempt, self._update_interest)
+                self._attempt(self._update_interest)
 
     def _attempt(self, step: Callable[[], object]) -> None:
         try:
@@ -176,7 +168,7 @@ class MessageConnection(LoopConnection, Conversation):
         out: list[bytes] = []
         self.out = out
         try:
-            steady = self.receive(data)
+            steady = self._context.run(self.receive, data)
             if self._began and self.completed:
                 self._began = 0.0  # what is next has a beginning of its own
             if out:
@@ -197,7 +189,7 @@ class MessageConnection(LoopConnection, Conversation):
         self._at_work = True
         self.out = []
         try:
-            self.greet()
+            self._context.run(self.greet)
             self._flush()
         finally:
             self._at_work = False
@@ -214,7 +206,7 @@ class MessageConnection(LoopConnection, Conversation):
                 for _ in range(TURN):
                     if self._work is None or self._unsent or self.outcome:
                         break
-                    self.pull()
+                    self._context.run(self.pull)
                     self._flush()
             finally:
                 self._at_work = False
@@ -253,9 +245,9 @@ class MessageConnection(LoopConnection, Conversation):
     def _send_for_thread(self, message: bytes, encode: Encode) -> None:
         """Send for a thread that has gone on: what goes wrong is reported here."""
         try:
-            self._send_for_another(message, encode)
+            self._context.run(self._send_for_another, message, encode)
         except Exception:
-            self._server.handle_error(self._request, self._client_address)
+            self._context.run(self._server.handle_error, self._request, self._client_address)
 
     def _send_for_another(self, message: bytes, encode: Encode) -> None:
         """Send what no message of this peer has asked for, unless it takes nothing."""
@@ -343,7 +335,7 @@ class MessageConnection(LoopConnection, Conversation):
         if self._server.draining:
             self._end(STOPPED)
             return
-        fault = self.end_of_input()
+        fault = self._context.run(self.end_of_input)
         if fault is not None:
             self._log(f"{TRUNCATED}: {fault}")
             self._end(TRUNCATED)
@@ -398,7 +390,7 @@ class MessageConnection(LoopConnection, Conversation):
                 raise EscapedError(f"the handler raised {type(error).__name__}") from error
             raise error
         except Exception:
-            self._server.handle_error(self._request, self._client_address)
+            self._context.run(self._server.handle_error, self._request, self._client_address)
 
     def _end(self, outcome: str) -> None:
         """Let the handler take leave, and close the connection when its last words are out."""
@@ -430,13 +422,16 @@ class MessageConnection(LoopConnection, Conversation):
         self.out = []
         self._at_work = True
         try:
-            handler.disconnected(outcome)
+            self._context.run(handler.disconnected, outcome)
         except BaseException as error:
             self._report(error)
         finally:
             self._at_work = False
         self._flush()
 
+    def _shut_down(self) -> None:
+        self._context.run(self._server.shutdown_request, self._request)
+
     def _log(self, what: str, level: int = logging.INFO) -> None:
         name = self._server.name or type(self._server).__name__
-        log.log(level, "%s: %s ended: %s", name, display(self._client_address), what)
+        self._context.run(log.log, level, "%s: %s ended: %s", name, display(self._client_address), what)

@@ -117,8 +117,8 @@ class PooledConnection(MessageConnection):
     """A connection that waits in the loop and does its work in a thread, in one at a time.
 
     It is either *armed*, known to the loop for one event, or *busy*, in the hands of one thread. The loop
-    makes it busy; the thread that has done all there was to do arms it again, once it has left the
-    connection's context, which only one thread can be in. What others send meanwhile waits in `_outside`.
+    makes it busy; the thread that has done all there was to do arms it again, last of all, since from then
+    on another one may have it. What others send meanwhile waits in `_outside`.
     """
 
     __slots__ = ("_again", "_busy", "_gives_way", "_left", "_lock", "_outside", "_outside_size", "_thread")
@@ -198,7 +198,7 @@ class PooledConnection(MessageConnection):
 
     def _work_off(self, step: Callable[[], object]) -> None:
         while True:
-            self._run(self._take, step)
+            self._take(step)
             if self._left:
                 super().leave_behind()
             try:
@@ -209,7 +209,7 @@ class PooledConnection(MessageConnection):
                 step = partial(self._failed, error)
 
     def _let_go(self) -> bool:
-        """Give the link back to the loop, outside of its context; return whether nothing came between."""
+        """Give the link back to the loop; return whether nothing came between."""
         with self._lock:
             shaking_hands = self._state is HANDSHAKE
             if self._left and self._state is not ENDED:  # since a moment ago
@@ -273,7 +273,7 @@ class PooledConnection(MessageConnection):
         return self._work is not None or self.deaf or getattr(self._request, "pending", False)
 
     def _begin_handshake(self) -> None:
-        """Have TLS begin when the thread has left the connection's context."""
+        """Have TLS begin when the thread has let go of the connection."""
         self._state = HANDSHAKE
 
     def _secured(self, outcome: str, error: Exception | None) -> None:

@@ -226,7 +226,7 @@ class EventLoop:
             callback = callbacks[fd]
             if callback is not None:
                 callback()
-        if self._timers:
+        if self._timers and self._timers[0][0] <= self.now:
             self._run_timers()
         for _ in range(len(self._soon)):  # what these add is called next time
             self._soon.popleft()()

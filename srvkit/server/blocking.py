@@ -88,6 +88,7 @@ class BlockingDriver:
     _answers: float | None = None  # when the first byte came of what is being answered
     _late = WRITE_TIMEOUT  # what it means if the peer does not take a reply in time
     _armed: float = 0  # the receive timeout in force
+    _waits_as_usual = False  # whether that is the one between two messages
     _awaited = FIRST_BYTE_TIMEOUT
     bytes_in = 0
     bytes_out = 0
@@ -108,9 +109,11 @@ class BlockingDriver:
     def send(self, message: bytes, encode: Encode) -> None:
         runner = self._runners.current()
         if runner == self._own:
+            self._conversation.hold(message, encode)
             try:
-                self._conversation.hold(message, encode)
                 self._flush()
+                if self._lost is not None:
+                    raise PeerGone(self._lost)
             except PeerGone:
                 if not self._ends:
                     raise
@@ -197,9 +200,12 @@ class BlockingDriver:
                 account.bytes_in = self.bytes_in
             if self._limits is not None and self._limits.request_timeout:
                 self._answers = self._began or monotonic()
-            conversation.receive(data)
-            if conversation.out or conversation.busy:
-                self._reply()
+            if conversation.receive(data):
+                if conversation.out:
+                    self._flush()
+                self._answers = self._began = None
+                continue
+            self._reply()
             self._answers = None
             if conversation.fault is not None:
                 self._log(f"{BAD_MESSAGE}: {conversation.fault}")
@@ -217,11 +223,7 @@ class BlockingDriver:
         conversation = self._conversation
         pauses = 0
         while True:
-            try:
-                self._flush()
-            except PeerGone:
-                if not conversation.deaf:
-                    raise
+            self._flush()
             if not conversation.busy:
                 return
             pauses += 1
@@ -243,17 +245,14 @@ class BlockingDriver:
     # ---- reading
 
     def _read(self) -> bytes:
-        server = self._server
         if self._lost is not None:
             return self._receive_the_rest()
+        server = self._server
         if getattr(server, "draining", False) is True:
             has_just_connected = not self.bytes_in and getattr(server, "patience", 0) > 0
             if self._began is None and not has_just_connected:  # else, if it stays silent, the server ends it
                 return self._receive_what_is_there()
-        return self._receive()
-
-    def _receive(self) -> bytes:
-        if self._limits is not None:
+        if self._limits is not None and not (self._waits_as_usual and self._began is None):
             self._arm()
         try:
             data: bytes = self._socket.recv(CHUNK)
@@ -295,6 +294,7 @@ class BlockingDriver:
         left, self._awaited = next_timeout(
             self._limits, heard=self.bytes_in > 0, reading=0.0, message=message
         )
+        self._waits_as_usual = message is None and self.bytes_in > 0
         seconds = 0 if left is None else max(0.001, left)
         if seconds != self._armed:
             self._armed = seconds
@@ -313,23 +313,28 @@ class BlockingDriver:
     # ---- writing
 
     def _flush(self) -> None:
-        if self._conversation.out:
-            if self._account is None:
-                self._send()
-                return
-            self._account.waits += 1
-            try:
-                self._send()
-            finally:
-                self._account.waits += 1
-                self._account.bytes_out = self.bytes_out
+        """Send what was replied; to a peer that has vanished nothing, so that what it has said is handled.
 
-    def _send(self) -> None:
-        if self._conversation.wants_tls:  # and has the lock until the handshake is over
-            self._send_now(self._conversation.take())
-        else:
-            with self._sending:
-                self._send_now(self._conversation.take())
+        Raises PeerGone where it takes too long, or where its handler is to know by that.
+        """
+        conversation, account = self._conversation, self._account
+        if not conversation.out:
+            return
+        if account is not None:
+            account.waits += 1
+        try:
+            if conversation.wants_tls:  # and has the lock until the handshake is over
+                self._send_now(conversation.take())
+            else:
+                with self._sending:
+                    self._send_now(conversation.take())
+        except PeerGone:
+            if not conversation.deaf:
+                raise
+        finally:
+            if account is not None:
+                account.waits += 1
+                account.bytes_out = self.bytes_out
 
     def _send_now(self, data: bytes) -> None:
         if not data:  # somebody else has sent it
@@ -340,7 +345,12 @@ class BlockingDriver:
             if self._account is None or self._limits is None:
                 self._socket.sendall(data)
             else:
-                self._send_in_time(data)
+                try:
+                    sent = self._socket.send(data, DONT_WAIT)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(data):
+                    self._send_in_time(data, sent)
         except (BlockingIOError, TimeoutError):
             self._lost = self._late
         except OSError:
@@ -351,19 +361,13 @@ class BlockingDriver:
         self._conversation.deaf = self._lost == RESET  # what it has said before is still handled
         raise PeerGone(self._lost)
 
-    def _send_in_time(self, data: bytes) -> None:
-        """Send all; the peer must go on taking something, and take all by the time the replies must be out.
+    def _send_in_time(self, data: bytes, sent: int) -> None:
+        """Send the rest; the peer must go on taking something, and take all by the time replies must be out.
 
         Not by a timeout of the socket: each part that the kernel takes late would have one of its own.
         """
         assert self._limits is not None
         sock = self._socket
-        try:
-            sent = sock.send(data, DONT_WAIT)
-        except BlockingIOError:
-            sent = 0
-        if sent == len(data):
-            return
         with memoryview(data) as rest:
             while sent < len(rest):
                 answering = None if self._answers is None else monotonic() - self._answers

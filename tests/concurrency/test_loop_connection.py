@@ -89,9 +89,6 @@ class Connection(LoopConnection):
         self._set_up(server, loop, peer, ("x", 1))  # type: ignore[arg-type]
         self.events: list[Any] = []
 
-    def _ready(self) -> None:
-        raise AssertionError("the loop of paper calls nobody back")
-
     def _next_events(self) -> int | None:
         return WRITE if self._unsent else READ
 

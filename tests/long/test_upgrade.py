@@ -1,4 +1,4 @@
-"""USR2 from the last release to this version: the new one takes over, or says before anything is replaced why not.
+"""USR2 from the last release to this version: it takes over, or says why not before anything is replaced.
 
 Both are wheels, installed one after the other into one environment, as an operator does. The old one is built
 from the history of this repository; about a minute.
