@@ -26,6 +26,10 @@ class AsyncHandler(HasPeer):
     On datagrams `reader` holds the datagram, then its end, and all that was written leaves in one reply
     when `handle()` returns.
 
+    A subclass may have an `__init__(self, *args, **kwargs)` that first calls
+    `super().__init__(*args, **kwargs)` and then sets attributes. It only constructs: `handle()` is awaited
+    when it has returned, with `reader` and `writer` in place.
+
     Without a server (`Shout()`) nothing runs: set `reader` and `writer` in a test and await `handle()`.
     """
 

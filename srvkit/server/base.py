@@ -35,6 +35,7 @@ from srvkit.net.send_queue import end_reading
 from srvkit.protocol.outcomes import BAD_MESSAGE, EOF, ERROR, REFUSED, frame_outcome
 from srvkit.server.limits import ConnectionLimit, LimitSettings
 from srvkit.server.lingering import Lingering
+from srvkit.server.message_handler import HandlerType, construct, drive
 from srvkit.server.overridable import overridable
 from srvkit.server.stdlib_loop import ShutdownFlag, replaced_selector, wait_readable
 
@@ -449,15 +450,21 @@ class BaseServer:
         self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Let a handler handle the request: its constructor does it all."""
-        if not self.contain_exit:
-            self.RequestHandlerClass(request, client_address, self)
-            return
+        """Let a handler handle the request.
+
+        A message handler is constructed, then driven; the constructor of any other does it all.
+        """
+        handler_class = self.RequestHandlerClass
         try:
-            self.RequestHandlerClass(request, client_address, self)
+            if type(handler_class) is HandlerType:  # as calling it does, in fewer steps
+                drive(construct(handler_class, request, client_address, self))
+            else:
+                handler_class(request, client_address, self)
         except Exception:
             raise
         except BaseException as error:
+            if not self.contain_exit:
+                raise
             raise EscapedError(f"the handler raised {type(error).__name__}") from error
 
     def shutdown_request(self, request: Any) -> None:

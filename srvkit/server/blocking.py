@@ -71,13 +71,6 @@ def converse(handler: Any) -> None:
             driver.let_go()
 
 
-def converse_datagram(handler: Any) -> None:
-    """Handle the messages of one datagram and answer them in one."""
-    driver = DatagramDriver(handler)
-    handler.link = driver
-    driver.converse(handler)
-
-
 class BlockingDriver:
     """Drives the conversation of a message handler over one blocking socket; the handler's `link`."""
 
@@ -439,6 +432,7 @@ class DatagramDriver:
     __slots__ = ("_address", "_conversation", "_replies", "_server", "_socket", "closing")
 
     def __init__(self, handler: Any) -> None:
+        handler.link = self
         self._socket = handler.request[1]
         self._address = handler.client_address
         self._server = handler.server
@@ -463,6 +457,7 @@ class DatagramDriver:
         raise RuntimeError("datagrams cannot be encrypted")
 
     def converse(self, handler: Any) -> None:
+        """Handle the messages of the datagram and answer them in one."""
         # The handler is passed along and not kept: it keeps this driver, and a circle would wait for the
         # garbage collector.
         data = handler.request[0]
@@ -484,10 +479,11 @@ class DatagramDriver:
                     return
             fault = self._go_through(handler, framing, messages, data, fault, reply)
         finally:
-            with _SENDING:
-                replies, self._replies = self._replies, None
-            if replies:
-                self._answer(replies[0] if len(replies) == 1 else b"".join(replies))
+            if self._replies is not None:
+                with _SENDING:
+                    replies, self._replies = self._replies, None
+                if replies:
+                    self._answer(replies[0] if len(replies) == 1 else b"".join(replies))
         if fault is not None:
             self._log(f"{BAD_MESSAGE}: {fault}")
             with suppress(AttributeError):  # of a server that keeps no accounts

@@ -41,6 +41,9 @@ class BaseRequestHandler(HasPeer):
     `self.server` are what their names say, and `self.peer` is all that is known of the client. `finish()`
     runs whatever `handle()` does; under `srvkit run` it also runs when `setup()` fails. The server closes
     the connection, not the handler.
+
+    As in the standard library the constructor does it all: set attributes in `setup()`, or in an `__init__`
+    before it calls `super().__init__`.
     """
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:

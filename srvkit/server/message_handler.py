@@ -1,24 +1,77 @@
 """Handlers of whole messages: what to answer, and nothing of how bytes travel.
 
-A `MessageHandler` runs under every concurrency model. Given a request, its constructor sees the
-request through here, by blocking reads and writes; a model with a loop of its own builds it without one
-and gives it a `link`. Framing and error texts are of `net`; servers are known by duck typing only.
+A `MessageHandler` runs under every concurrency model. Its `__init__` only constructs. Whoever calls the class
+with a request also has the request seen through, by blocking reads and writes: `HandlerType` does that once
+`__init__` has returned. A model with a loop of its own calls the class without a request and gives the
+handler a `link`. Servers are known by duck typing only.
 """
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from srvkit.contracts import Link
 from srvkit.protocol.framing import Framing, Raw
-from srvkit.server.blocking import converse, converse_datagram
+from srvkit.server.blocking import DatagramDriver, converse
 from srvkit.server.has_peer import HasPeer
 
 Reply = bytes | Iterable[bytes] | None
 
+construct = type.__call__  # makes an instance of a class as `type` does, whatever the metaclass adds
 
-class MessageHandler(HasPeer):
+
+def drive(handler: Any) -> None:
+    """See the request of a handler through, by blocking reads and writes; without one do nothing."""
+    try:
+        request = handler.request
+    except AttributeError:
+        raise TypeError(
+            f"{type(handler).__qualname__}.__init__() leaves out super().__init__(*args, **kwargs), "
+            "which keeps the request"
+        ) from None
+    if isinstance(request, tuple):
+        DatagramDriver(handler).converse(handler)
+    elif request is not None:
+        converse(handler)
+
+
+if TYPE_CHECKING:
+    _ProtocolType = ABCMeta
+else:
+    _ProtocolType = type(Protocol)  # a handler may also derive from a protocol, or from an abstract class
+
+
+class HandlerType(_ProtocolType):
+    """Construct a handler, then drive it: `Handler(request, client_address, server)` does both.
+
+    The class of handler classes, so that the whole `__init__` of a subclass has run before its first
+    callback, whoever calls the class: srvkit's servers, the standard library's, or a `finish_request` of a
+    program's own.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return a handler; where it was given a request, one that has seen it through."""
+        handler = construct(cls, *args, **kwargs)
+        drive(handler)
+        return handler
+
+
+class _NotConnected:
+    """The link of a handler whose `__init__` still runs."""
+
+    def send(self, *message: Any) -> None:
+        raise RuntimeError("the connection begins when __init__() has returned: greet in connected()")
+
+    def close(self) -> None:
+        raise RuntimeError("the connection begins when __init__() has returned: close it in connected()")
+
+    def start_tls(self) -> None:
+        raise RuntimeError("the connection begins when __init__() has returned: start TLS in connected()")
+
+
+class MessageHandler(HasPeer, metaclass=HandlerType):
     """Answer messages; subclass it and write `handle_message`.
 
     Class attributes: `framing`, how messages are told apart in a stream (default `Raw()`: what arrives,
@@ -33,24 +86,27 @@ class MessageHandler(HasPeer):
     its last message, and all of whose replies leave in one datagram. `connected`, `disconnected` and
     the timeouts of connections do not apply there.
 
+    A subclass may have an `__init__(self, *args, **kwargs)` that first calls
+    `super().__init__(*args, **kwargs)` and then sets attributes. It only constructs: the conversation begins
+    when it has returned, under every model and on every server. `client_address`, `server` and `options` are
+    there by then; `request` is not under every model. What it raises ends this connection and no other, and
+    `disconnected` is not called.
+
     Without a request (`Shout()`) nothing runs: call `handle_message` in a test and look at `link.sent`.
     """
 
     framing: Framing = Raw()
     options: Any = None
-    link: Link
+    link: Link = _NotConnected()
 
     def __init__(self, request: Any = None, client_address: Any = None, server: Any = None) -> None:
+        """Keep what the handler works with. May be extended."""
         self.request = request
         self.client_address = client_address
         self.server = server
         self.framing = self.framing.fresh()
         if request is None:
             self.link = Outbox()
-        elif isinstance(request, tuple):
-            converse_datagram(self)
-        else:
-            converse(self)
 
     @classmethod
     def startup(cls, server: Any) -> None:

@@ -40,10 +40,12 @@ def about(handler: Any) -> bytes:
 
 
 def replies(handler: Any, line: bytes) -> Iterator[bytes]:
-    """`peer`: what is known of it; `big N`: N bytes, 64 KiB at a time; else the line itself."""
+    """`peer`: what is known of it; `big N`: N bytes, in parts; `lines`: how many so far; else itself."""
     word, _, rest = line.partition(b" ")
     if word == b"peer":
         yield about(handler)
+    elif word == b"lines":
+        yield b"%d" % handler.lines
     elif word == b"big":
         for _ in range(int(rest) // (len(CHUNK) + 1)):
             yield CHUNK
@@ -61,10 +63,15 @@ def is_last(line: bytes) -> bool:
 class Message(MessageHandler):
     framing = Lines()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lines = 0
+
     def connected(self) -> None:
         note(self)
 
     def handle_message(self, message: bytes) -> Any:
+        self.lines += 1
         if message == b"tls":
             self.start_tls()
             return b"go"
@@ -106,9 +113,14 @@ class Receive(BaseRequestHandler):
 
 
 class Async(AsyncHandler):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lines = 0
+
     async def handle(self) -> None:
         note(self)
         while line := (await self.reader.readline()).removesuffix(b"\n"):
+            self.lines += 1
             if line == b"tls":
                 self.writer.write(b"go\n")
                 await self.start_tls()

@@ -43,6 +43,16 @@ def test_it_goes_on_encrypted(transport: str, connected: Any, secure: Any, say: 
         assert file.readline() == b"last\n"
 
 
+def test_what_the_constructor_has_set_lasts(
+    bounded_cell: str, edge: Any, client: Any, say: Any, secure: Any
+) -> None:
+    """The handler of the encrypted part is the one that was constructed before the connection began."""
+    sock = client(edge("starts").address(bounded_cell), edge("starts").folder)
+    assert say(sock, b"lines") == b"1"
+    assert say(sock, b"tls") == b"go"
+    assert say(secure(sock, ""), b"lines") == b"3"
+
+
 def test_what_was_sent_in_the_clear_too_early_is_not_taken_for_encrypted(
     cell: str, edge: Any, connected: Any, secure: Any, say: Any, ended: Any
 ) -> None:
