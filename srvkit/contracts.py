@@ -110,6 +110,14 @@ def needed_packages(model: Any, **options: Any) -> list[Package]:
     return [] if needs is None else list(needs(**options))
 
 
+def forks(model: Any) -> bool:
+    """Tell whether a concurrency model handles each request in a process of its own.
+
+    Such a model says so by `fork_beside_threads` in its `managed`: forking beside threads is not safe.
+    """
+    return not getattr(model, "managed", {}).get("fork_beside_threads", True)
+
+
 class Lock(Protocol):
     """What one holds at a time; a context manager, too."""
 

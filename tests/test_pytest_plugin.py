@@ -434,6 +434,13 @@ def test_a_handler_of_which_models_are_asked_may_be_named():
         srvkit_models("no-such")
 
 
+def test_a_handler_of_one_process_is_not_run_under_forking():
+    class Room(Echo):
+        one_process = True
+
+    assert set(models_of(Echo)) - set(models_of(Room)) == {"forking"}
+
+
 def test_a_model_to_leave_out_that_cannot_run_the_handler_is_an_error():
     with pytest.raises(ValueError, match="Coroutine runs under asyncio, not under treading"):
         srvkit_models(Coroutine, without="treading")

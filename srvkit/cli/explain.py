@@ -196,7 +196,8 @@ def _offers(plugins: Plugins) -> Mapping[str, list[Offer]]:
 
 def _offer(kind: str, offer: Offer, width: int | None) -> Iterator[str]:
     from srvkit.cli.layout import heading, table, wrapped
-    from srvkit.cli.plugins import options_of, title_of
+    from srvkit.cli.plugins import ONE_PROCESS, options_of, title_of
+    from srvkit.config.handler_shape import keeps_one_process
 
     declared = _declared(kind, offer)
     options = options_of(declared)
@@ -209,6 +210,8 @@ def _offer(kind: str, offer: Offer, width: int | None) -> Iterator[str]:
     yield ""
     rows = [("from", offer.plugin), ("options", explained[0] if explained else "none")]
     rows += [("", option) for option in explained[1:]]
+    if kind == "handler" and keeps_one_process(offer.cls):
+        rows.append(("runs in", ONE_PROCESS))
     value = f'{{ name = "{offer.name}"{inner} }}' if inner else f'"{offer.name}"'
     rows.append(("example", f"{kind} = {value}"))
     yield from table(rows, width)

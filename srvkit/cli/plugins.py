@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from srvkit.plugins.manager import Offer, Plugins
 
+ONE_PROCESS = "one process: workers = 1, not under a model that forks"
+
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the command to the command line."""
@@ -76,10 +78,13 @@ def _tables(plugins: Plugins) -> Iterator[str]:
 
 
 def _handlers(offers: Iterable[Offer]) -> Iterator[tuple[str, ...]]:
+    from srvkit.config.handler_shape import keeps_one_process
     from srvkit.server.blocking_handler import kind_of
 
     for offer in offers:
         yield offer.name, kind_of(offer.cls), offer.plugin, title_of(offer.cls)
+        if keeps_one_process(offer.cls):
+            yield "", "", "", ONE_PROCESS
         if options := _listed(getattr(offer.cls, "Options", None)):
             yield "", "", "", options
 

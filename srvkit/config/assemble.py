@@ -65,7 +65,7 @@ def assemble(
         plugins = make_manager(config.srvkit.plugins, config.srvkit.block, folder)
         if config.logging.connections:
             plugins.log_connections()
-        plans = compose(config, plugins, problems, certificates)
+        plans = compose(config, plugins, problems, certificates, tried=bool(only))
     except PluginError as error:
         if problems:
             problems.add(("srvkit", "plugins"), str(error))

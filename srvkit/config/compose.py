@@ -17,8 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 from srvkit.concurrency.serial import SerialMixIn
+from srvkit.config.cpus import usable_cpus
 from srvkit.config.edge import Edge
-from srvkit.config.handler_shape import doubt_about, flaw_of
+from srvkit.config.handler_shape import doubt_about, flaw_of, keeps_one_process, runs_under
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
 from srvkit.contracts import missing_packages, needed_packages
 from srvkit.errors import ConfigError, PluginError, Problem
@@ -86,16 +87,23 @@ class Plan:
 
 
 def compose(
-    config: Config, plugins: Plugins, problems: Problems, certificates: Mapping[str, ServerTls] = NOTHING
+    config: Config,
+    plugins: Plugins,
+    problems: Problems,
+    certificates: Mapping[str, ServerTls] = NOTHING,
+    *,
+    tried: bool = False,
 ) -> list[Plan]:
     """Return a plan for each server; what is wrong is added to `problems`, and its server left out.
 
     `certificates` are those of servers with TLS, by name; a server whose own are not there is left out.
+    `tried` is whether all this was found good before, in another process: then the number of CPUs, which may
+    change meanwhile, is not asked for again.
 
     Raises PluginError where a plugin, and not the configuration, is at fault.
     """
     composed = [
-        _Composer(name, settings, config.folder, plugins, problems, certificates.get(name)).plan()
+        _Composer(name, settings, config.folder, plugins, problems, certificates.get(name), tried).plan()
         for name, settings in config.server.items()
     ]
     plans = [plan for plan in composed if plan is not None]
@@ -116,6 +124,7 @@ class _Composer:
         plugins: Plugins,
         problems: Problems,
         tls: ServerTls | None,
+        tried: bool,
     ) -> None:
         self.name = name
         self.key = ("server", name)
@@ -124,6 +133,7 @@ class _Composer:
         self.plugins = plugins
         self.problems = problems
         self.tls = tls
+        self.tried = tried
 
     def plan(self) -> Plan | None:
         before = len(self.problems)
@@ -139,6 +149,8 @@ class _Composer:
             edge.check(addresses)
         if handler and model:
             self._check_model(handler, model)
+        if handler and keeps_one_process(handler):
+            self._check_workers(handler)
         options = self._model_options(model) if model else {}
         if model:
             self._check_packages(model, options)
@@ -232,19 +244,34 @@ class _Composer:
         self.problems.add((*self.key, "handler"), f"{handler.__name__} handles {wanted}, not {address}")
 
     def _check_model(self, handler: type[Any], model: Offer) -> None:
-        kind = kind_of(handler)
-        if kind in model.cls.handler_kinds:
+        if runs_under(handler, model.cls):
             return
         able = [
             offer.name
             for offer in self.plugins.models.values()
-            if kind in offer.cls.handler_kinds and not missing_packages(offer.cls)
+            if runs_under(handler, offer.cls) and not missing_packages(offer.cls)
         ]
         able_text = f"it runs under {', '.join(able)}" if able else "no model that is installed can"
+        kind = kind_of(handler)
+        reason = f"a handler of the {kind} kind"
+        if kind in model.cls.handler_kinds:
+            reason = "whose one_process asks for a single process: this model forks one for each request"
         self.problems.add(
             (*self.key, "concurrency"),
-            f"{model.name!r} cannot run {handler.__name__}, a handler of the {kind} kind; {able_text}",
+            f"{model.name!r} cannot run {handler.__name__}, {reason}; {able_text}",
         )
+
+    def _check_workers(self, handler: type[Any]) -> None:
+        count = self.settings.workers
+        if not count and not self.tried:
+            count = usable_cpus()
+        if count > 1:
+            many = f"{count} workers" if self.settings.workers else f'"auto" is {count} workers here, which'
+            self.problems.add(
+                (*self.key, "workers"),
+                f"{many} cannot run {handler.__name__}, whose one_process asks for a single process; "
+                "write workers = 1",
+            )
 
     def _check_packages(self, model: Offer, options: Mapping[str, Any]) -> None:
         missing = missing_packages(model.cls, **options)

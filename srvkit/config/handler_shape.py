@@ -1,10 +1,11 @@
-"""What a handler's class shows of itself before it is made: that it cannot serve, or hardly is meant to."""
+"""What a handler's class shows of itself before it is made: where it can serve, or that it cannot."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+from srvkit.contracts import forks
 from srvkit.server.blocking_handler import kind_of
 
 ANSWERS_NOBODY = ("MessageHandler.handle_message", "BaseRequestHandler.handle")
@@ -22,6 +23,16 @@ def flaw_of(handler: type[Any]) -> str:
     if "BaseRequestHandler" in {base.__name__ for base in handler.__mro__} and _is_coroutine(handler.handle):
         return _unawaited(name, "handle")
     return ""
+
+
+def keeps_one_process(handler: type[Any]) -> bool:
+    """Tell whether a handler keeps state in its process, so that one process must serve all its clients."""
+    return bool(getattr(handler, "one_process", False))
+
+
+def runs_under(handler: type[Any], model: Any) -> bool:
+    """Tell whether a concurrency model can run a handler; packages that are missing do not count."""
+    return kind_of(handler) in model.handler_kinds and not (keeps_one_process(handler) and forks(model))
 
 
 def doubt_about(handler: type[Any]) -> str:

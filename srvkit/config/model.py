@@ -110,7 +110,9 @@ class ServerSettings:
         _REQUIRED, 'a handler by the name its plugin gave it, or "package.module:Class"; a table adds options'
     )
     concurrency: Choice = setting(Choice("threading"), "how many at once: a model; a table adds options")
-    workers: WorkerCount = setting(1, "processes of this server; auto: as many as there are CPUs for srvkit")
+    workers: WorkerCount = setting(
+        1, "processes of this server; auto: as many as there are CPUs; 1 for a handler with one_process"
+    )
     framing: Choice | None = setting(
         None, "how messages are told apart, in place of the handler's own way; a table adds options"
     )

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from srvkit.config import toml, units
 from srvkit.config.convert import OneOrMore
+from srvkit.config.handler_shape import keeps_one_process
 from srvkit.config.model import SERVER_NAME, Choice, LoggingSettings, ServerSettings, SrvkitSettings
 from srvkit.config.option_fields import Field, fields_of
 from srvkit.config.value_types import as_written
@@ -227,7 +228,10 @@ def _named(key: str, name: str, thing: Any) -> Schema:
     declared = thing if key == "framing" else getattr(thing, "Options", None)
     if declared is not None:
         properties |= {key: _option(declared, one) for key, one in _options(declared)}
-    return {"type": "object", "description": _title(thing), "properties": properties, "required": ["name"]}
+    description = _title(thing)
+    if key == "handler" and keeps_one_process(thing):
+        description = f"{description} (one process: workers = 1, not under a model that forks)".strip()
+    return {"type": "object", "description": description, "properties": properties, "required": ["name"]}
 
 
 def _option(declared: Any, field: Field) -> Schema:

@@ -227,6 +227,7 @@ def workers_entry(workers: WorkerPool, descriptors: list[int]) -> Table:
         "name": workers.name,
         "model": workers.model,
         "wanted": workers.wanted,
+        "one_process": workers.one_process,
         "workers": entries,
         "before": workers.before.cells(),
         "lost": workers.lost,
@@ -237,6 +238,7 @@ def workers_entry(workers: WorkerPool, descriptors: list[int]) -> Table:
 def adopt_workers(entry: Table, workers: WorkerPool, socket_of: SocketOf) -> None:
     """Fill `workers` with those of an entry."""
     workers.wanted = entry.get("wanted", len(entry["workers"]))
+    workers.one_process = entry.get("one_process", False)  # not told by earlier versions
     workers.before = Counts(entry["before"])
     workers.lost, workers.restarts = entry["lost"], entry["restarts"]
     for one in entry["workers"]:

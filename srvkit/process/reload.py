@@ -13,6 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from srvkit.config.cpus import usable_cpus
 from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
 from srvkit.net.event_loop import Timer
@@ -21,7 +22,6 @@ from srvkit.net.tls_context import Term
 from srvkit.process import descriptor_limit as descriptors
 from srvkit.process.channel import Message, open_channel
 from srvkit.process.child_reaper import end_group, ending
-from srvkit.process.cpus import usable_cpus
 from srvkit.process.credential_store import CredentialStore, parts
 from srvkit.process.fault_barrier import attempt, complain, in_words
 from srvkit.process.socket_set import NO_NAMES, Names, SocketSet
@@ -179,11 +179,11 @@ class Change:
             self._around.found_good(self.config)
             for note in answer["notes"]:
                 log.info("%s", note)
-            self._start([Term(**term) for term in answer["terms"]], answer["noted"])
+            self._start([Term(**term) for term in answer["terms"]], answer["noted"], answer["one_process"])
 
     # ---- the new workers
 
-    def _start(self, terms: list[Term], noted: float) -> None:
+    def _start(self, terms: list[Term], noted: float, one_process: list[str]) -> None:
         before = self._before
         descriptors.make_room(
             sum(
@@ -203,9 +203,10 @@ class Change:
                 self.config,
                 self._problems,
                 sockets.of[name],
-                settings.workers or usable_cpus(),
+                1 if name in one_process else settings.workers or usable_cpus(),
                 self._around,
                 self._kept.pop(name, None),
+                one_process=name in one_process,
             )
         for workers in self._new.workers.values():
             workers.start()

@@ -437,6 +437,9 @@ class Supervisor:
         if self._generation is None or self._stopping:
             return
         for workers in self._generation.workers.values():
+            if workers.one_process and change > 0:
+                log.warning("%s: no worker is added: its handler's one_process asks for one", workers.name)
+                continue
             wanted = max(1, workers.wanted + change)
             log.info("%s: now %d worker%s", workers.name, wanted, "s" * (wanted != 1))
             attempt(workers.name, partial(workers.want, wanted))

@@ -22,9 +22,10 @@ from time import monotonic, sleep
 from typing import Any
 
 from srvkit.concurrency import monkey_patching as monkey
-from srvkit.config.assemble import assemble
+from srvkit.config.assemble import Assembled, assemble
 from srvkit.config.certificates import load_certificates, read_files, terms_of
 from srvkit.config.compose import Plan
+from srvkit.config.handler_shape import keeps_one_process
 from srvkit.config.model import Config, Problems
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
@@ -141,22 +142,24 @@ def _trial(
             problems.raise_if_any()
         importing()
         noted = time.time()
-        notes = _assembled(config, problems, certificates)
+        assembled = _assembled(config, problems, certificates)
+        notes = assembled.notes()
     except SrvkitError as error:
         return _refusal(str(error).splitlines(), error.exit_status)
     except BaseException as error:
         log.exception("a plugin broke")
         return _refusal([f"a plugin broke: {type(error).__name__}: {error}"])
     terms = [asdict(term) for term in terms_of(certificates)]
-    return {"errors": [], "notes": notes, "noted": noted, "terms": terms}
+    single = [plan.name for plan in assembled.plans if keeps_one_process(plan.handler)]
+    return {"errors": [], "notes": notes, "noted": noted, "terms": terms, "one_process": single}
 
 
-def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> list[str]:
+def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> Assembled:
     assembled = assemble(config, problems, certificates)
     if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
         refuse_threads()  # of the plugins; a model that is tried below may leave one for a moment
     assembled.try_models(problems)
-    return assembled.notes()
+    return assembled
 
 
 def serve(post: WorkerSpec) -> int:

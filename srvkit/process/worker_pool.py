@@ -126,13 +126,18 @@ class WorkerPool:
         wanted: int,
         around: Surroundings,
         kept: CredentialStore | None = None,
+        one_process: bool = False,
     ) -> None:
-        """Make it; `kept` are its certificates and keys, which it closes when it starts no more workers."""
+        """Make it; `kept` are its certificates and keys, which it closes when it starts no more workers.
+
+        `one_process` is whether its handler asks for a single process: then `wanted` stays 1.
+        """
         self.name = name
         self.model = config.server[name].concurrency.name if name in config.server else ""
         self.listeners = listeners
         self.still_listening: set[int] = set()  # workers told to retire that may still accept, by pid
         self.wanted = wanted
+        self.one_process = one_process
         self.restarts = 0
         self.lost = 0  # requests that were open in workers that died
         self.before = Counts()  # of workers that have ended

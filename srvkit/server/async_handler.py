@@ -19,6 +19,9 @@ class AsyncHandler(HasPeer):
     `self.request`, the socket, and `self.peer`, all that is known of the client. The connection ends when
     `handle()` does, after what was written is out.
 
+    Class attribute: `one_process` (False; True is for a handler that keeps state in its process: `workers`
+    above 1 are then an error of the configuration).
+
     A peer that breaks a limit or vanishes makes the next read, or `drain()`, raise an OSError, which may
     be left alone: it is the peer's fault and one line in the log. A server that stops lets `handle()`
     finish, and cancels it when time is up.
@@ -34,6 +37,7 @@ class AsyncHandler(HasPeer):
     """
 
     options: Any = None
+    one_process = False
     reader: Any = None
     writer: Any = None
 

@@ -44,6 +44,9 @@ class BaseRequestHandler(HasPeer):
 
     As in the standard library the constructor does it all: set attributes in `setup()`, or in an `__init__`
     before it calls `super().__init__`.
+
+    A class attribute `one_process = True` is for a handler that keeps state in its process: `workers` above 1
+    and `forking` are then errors of the configuration.
     """
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:

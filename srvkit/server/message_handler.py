@@ -76,7 +76,8 @@ class MessageHandler(HasPeer, metaclass=HandlerType):
 
     Class attributes: `framing`, how messages are told apart in a stream (default `Raw()`: what arrives,
     as it arrives); the configuration may replace it. A nested class `Options` (a dataclass) declares
-    the handler's options; `self.options` is an instance of it.
+    the handler's options; `self.options` is an instance of it. `one_process = True` is for a handler that
+    keeps state in its process: `workers` above 1 and `forking` are then errors of the configuration.
 
     In an instance: `self.client_address`, `self.server`, `self.options`, `self.peer` (all that is known of
     the client), and `self.framing`, which may be
@@ -97,6 +98,7 @@ class MessageHandler(HasPeer, metaclass=HandlerType):
 
     framing: Framing = Raw()
     options: Any = None
+    one_process = False
     link: Link = _NotConnected()
 
     def __init__(self, request: Any = None, client_address: Any = None, server: Any = None) -> None:

@@ -23,13 +23,13 @@ from typing import Any
 
 import pytest
 
+from srvkit.config.handler_shape import runs_under
 from srvkit.contracts import missing_packages
 from srvkit.errors import PluginError
 from srvkit.net import unixpath
 from srvkit.net.event_loop import READ, WRITE, wait_for
 from srvkit.plugins.manager import make_manager
 from srvkit.process.embed import EmbeddedServer, start
-from srvkit.server.blocking_handler import kind_of
 from srvkit.testing.memory import converse
 from srvkit.testing.recorder import Recorder
 
@@ -58,11 +58,7 @@ def srvkit_models(handler: type[Any] | str, *, without: str | Sequence[str] = ()
         if handler not in plugins.handlers:
             raise PluginError(handler, "no installed plugin offers a handler of this name")
         handler = plugins.handlers[handler].cls
-    able = {
-        name: offer.cls
-        for name, offer in plugins.models.items()
-        if kind_of(handler) in offer.cls.handler_kinds
-    }
+    able = {name: offer.cls for name, offer in plugins.models.items() if runs_under(handler, offer.cls)}
     left_out = {without} if isinstance(without, str) else set(without)
     if unknown := left_out - set(able):
         raise ValueError(f"{handler.__name__} runs under {', '.join(able)}, not under {', '.join(unknown)}")

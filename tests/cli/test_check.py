@@ -173,3 +173,20 @@ def test_whatever_plugins_do_a_command_says_what_it_found_and_ends(srvkit, tmp_p
     wrong = srvkit(command)
     assert (wrong.returncode, wrong.stdout) == (3, "")
     assert "ZeroDivisionError" in wrong.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_handler_of_one_process_is_refused_with_line_key_and_advice(command, refused, tmp_path):
+    (tmp_path / "plugin.py").write_text(
+        "from srvkit import *\nclass Room(MessageHandler):\n    one_process = True\n"
+        "    def handle_message(self, message): ...\n"
+        "@hookimpl\ndef srvkit_handlers():\n    return {'room': Room}\n"
+    )
+    (tmp_path / "srvkit.toml").write_text(
+        '[srvkit]\nplugins = ["plugin.py"]\n[server.room]\nlisten = "tcp://127.0.0.1:0"\n'
+        'handler = "room"\nworkers = 4\nconcurrency = "forking"\n'
+    )
+    said = "\n".join(refused(2, command, "srvkit.toml"))
+    asks = "cannot run Room, whose one_process asks for a single process"
+    assert f"srvkit.toml:6: server.room.workers: 4 workers {asks}; write workers = 1" in said
+    assert f"srvkit.toml:7: server.room.concurrency: 'forking' {asks}: this model forks one for" in said

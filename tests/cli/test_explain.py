@@ -137,6 +137,17 @@ def test_a_framing_and_a_handler_are_explained(run):
     assert lines[-2:] == ["  options  none", '  example  handler = "echo"']
 
 
+def test_a_handler_of_one_process_is_explained_as_one(run, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from srvkit import *\nclass Own(MessageHandler):\n    'My own.'\n    one_process = True\n"
+        "@hookimpl\ndef srvkit_handlers():\n    return {'own': Own}\n"
+    )
+    (tmp_path / "other.toml").write_text('[srvkit]\nplugins = ["own.py"]\n')
+    lines = run("own", "--config", "other.toml")
+    assert "  runs in  one process: workers = 1, not under a model that forks" in lines
+    assert not any("runs in" in line for line in run("echo"))
+
+
 def test_plugins_of_another_configuration_are_known(run, tmp_path):
     (tmp_path / "own.py").write_text(
         "from srvkit import *\nclass Own(MessageHandler):\n    'My own.'\n"

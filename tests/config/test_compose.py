@@ -33,6 +33,14 @@ class Strict(MessageHandler):
     framing = Lines(max_message=10)
 
 
+class Room(MessageHandler):
+    one_process = True
+
+
+class BlockingRoom(BaseRequestHandler):
+    one_process = True
+
+
 class Stream(StreamRequestHandler):
     """A handler of streams."""
 
@@ -87,6 +95,8 @@ class NoHandler:
 HANDLERS = {
     "message": Message,
     "strict": Strict,
+    "room": Room,
+    "blocking-room": BlockingRoom,
     "stream": Stream,
     "datagram": Datagram,
     "blocking": Blocking,
@@ -202,6 +212,43 @@ def test_the_model_chooses_the_mixin(model, mixins, composed):
 def test_options_of_the_model_become_attributes(composed):
     (plan,) = composed(server(more='concurrency = { name = "pool", threads = 5 }'))
     assert plan.server_class.threads == 5
+
+
+@pytest.mark.parametrize("handler", ["room", "blocking-room"])
+def test_a_handler_of_one_process_has_one(handler, composed, wrong, plugins, monkeypatch):
+    """Neither more workers nor a process for each request; every problem is told at once."""
+    name = plugins.handlers[handler].cls.__name__
+    asks = f"{name}, whose one_process asks for a single process"
+    assert composed(server(handler, more="workers = 1"))
+    assert wrong(server(handler, more='workers = 4\nconcurrency = "forking"')) == [
+        f"x.toml:4: server.a.workers: 4 workers cannot run {asks}; write workers = 1",
+        f"x.toml:5: server.a.concurrency: 'forking' cannot run {asks}: "
+        "this model forks one for each request; it runs under pool, serial, threading",
+    ]
+    monkeypatch.setattr("srvkit.config.compose.usable_cpus", lambda: 1)
+    assert composed(server(handler, more='workers = "auto"'))
+    monkeypatch.setattr("srvkit.config.compose.usable_cpus", lambda: 2)
+    assert wrong(server(handler, more='workers = "auto"')) == [
+        f'x.toml:4: server.a.workers: "auto" is 2 workers here, which cannot run {asks}; write workers = 1'
+    ]
+
+
+def test_a_worker_does_not_ask_again_how_many_cpus_there_are(plugins, monkeypatch):
+    """They may be more than when it was tried; one worker is what the supervisor starts."""
+    monkeypatch.setattr("srvkit.config.compose.usable_cpus", lambda: 2)
+    config, problems = loader.read_text(server("room", more='workers = "auto"'), "x.toml")
+    assert compose(config, plugins, problems, tried=True)
+    assert not problems
+
+
+def test_a_model_that_forks_in_its_own_way_is_none_for_one_process(plugins, wrong):
+    class Own:
+        handler_kinds = frozenset({"message"})
+        managed = {"fork_beside_threads": False}
+
+    plugins.models["own"] = Offer("own", Own, "the test")
+    assert "cannot run Room" in wrong(server("room", more='concurrency = "own"'))[0]
+    assert wrong(server("message", more='concurrency = "own"')) == []
 
 
 def test_settings_become_attributes(composed):

@@ -168,6 +168,18 @@ def test_names_are_suggested_and_their_options_described(made):
     assert pool["properties"]["threads"]["default"] == 32
 
 
+def test_a_handler_of_one_process_is_described_as_one():
+    class Room:
+        """Talk to all."""
+
+        one_process = True
+
+    made = schema(handlers={"room": Room})
+    handler = made["properties"]["server"]["additionalProperties"]["properties"]["handler"]
+    (room,) = (one for one in handler["anyOf"] if "description" in one)
+    assert room["description"] == "Talk to all. (one process: workers = 1, not under a model that forks)"
+
+
 @dataclass(frozen=True)
 class Sni:
     names: list[str] = setting([], "names of the certificate")

@@ -32,6 +32,10 @@ class Endless(Echo):
         self.let_go.wait()
 
 
+class OneProcess(Echo):
+    one_process = True
+
+
 class Blocking(srvkit.StreamRequestHandler):
     def handle(self):
         self.wfile.write(self.rfile.readline().upper())
@@ -234,6 +238,12 @@ def test_an_address_in_use_is_an_error_that_names_it(tmp_path):
         ([Echo, TCP], {"concurrency": "treading"}, "unknown concurrency model 'treading', did you mean"),
         ([Echo, TCP], {"limit": {}}, "server.embedded.limit: unknown key, did you mean 'limits'"),
         ([Blocking, TCP], {"framing": "lines"}, "framing is for message handlers"),
+        (
+            [OneProcess, TCP],
+            {"workers": 2},
+            "embedded.workers: 2 workers cannot run OneProcess, whose",
+        ),
+        ([OneProcess, TCP], {"concurrency": "forking"}, "'forking' cannot run OneProcess, whose"),
         ([object(), TCP], {}, "the handler is an object of type object, not a class or a name"),
         (["shuot", TCP], {}, "unknown handler 'shuot', did you mean 'shout'"),
         (["no_such_module:X", TCP], {}, "there is no module 'no_such_module' on the import path"),

@@ -274,6 +274,42 @@ def test_workers_come_and_go_by_ttin_and_ttou(managed, eventually):
     assert managed.server()["counters"]["lost"] == 0
 
 
+def test_ttin_adds_no_worker_where_the_handler_asks_for_one_process(managed, talking, eventually):
+    """One line says so, also of a supervisor that has just taken another's place."""
+    plugin = talking.replace("    framing = Lines()", "    framing = Lines()\n    one_process = True", 1)
+    assert plugin != talking
+    managed.write(server("serial"), plugin=plugin)
+    managed.begin()
+    refused = r"a: no worker is added: its handler's one_process asks for one$"
+    managed.signal(signal.SIGTTIN)
+    managed.program.wait_for(refused)
+    managed.signal(signal.SIGTTOU)
+    managed.program.wait_for("a: now 1 worker$")
+    gate = managed.gate()
+    managed.signal(signal.SIGUSR2)
+    gate.reached()  # by the new worker: those there are were begun by the supervisor before
+    managed.signal(signal.SIGTTIN)
+    managed.program.wait_for(refused, times=2)
+    gate.open()
+    managed.program.wait_for("reloaded: this is generation 2$")
+    managed.signal(signal.SIGTTIN)
+    managed.program.wait_for(refused, times=3)
+    eventually(lambda: len(managed.server()["workers"]) == 1)
+
+
+def test_a_reload_may_not_ask_for_more_processes_than_the_handler(managed, talking):
+    plugin = talking.replace("    framing = Lines()", "    framing = Lines()\n    one_process = True", 1)
+    managed.write(server("serial"), plugin=plugin)
+    managed.begin()
+    managed.write(server("serial", more="workers = 2"), plugin=plugin)
+    done = managed.command("reload")
+    assert done.returncode == 1
+    assert "a.workers: 2 workers cannot run Talk, whose one_process asks for a single process" in done.stderr
+    managed.write(server("forking"), plugin=plugin)
+    assert "'forking' cannot run Talk, whose one_process asks" in managed.command("reload").stderr
+    assert managed.answer().startswith(b"hello ")
+
+
 def test_three_workers_are_three_processes_that_all_serve(managed):
     managed.write(server("serial", more="workers = 3"))
     managed.begin()

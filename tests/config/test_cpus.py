@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srvkit.process import cpus
+from srvkit.config import cpus
 
 
 @pytest.fixture
