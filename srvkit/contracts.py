@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
@@ -240,58 +240,116 @@ class Link(Protocol):
         """Encrypt the connection once what was written is out."""
 
 
-if TYPE_CHECKING:
+class Steps:
+    """What srvkit's servers have beside the steps of the standard library's: here it is and does nothing.
 
-    class Steps:
-        """The steps of a server that a concurrency mixin calls and extends.
+    The mixins derive from it, and so does `BaseServer`. In front of a server of srvkit's it is therefore the
+    last class that is asked. In front of one of the standard library's it stands between and fills what that
+    one lacks. A step that the standard library has is declared for the type checker only: it must be found
+    in the class behind.
+    """
 
-        Only for the type checker: at run time whatever class stands behind the mixin brings them.
-        """
+    name = ""
+    limits: Any = None
+    contain_exit = False
+    fork_beside_threads = True
+    draining = False
+    patience = 0.0
+    taking_requests = False
+    _srvkit_has_loop = False  # whether it serves in a loop of srvkit's
+    _srvkit_loop: Any = None
+    _srvkit_loop_thread: int | None = None
+    _srvkit_listeners: Sequence[Any] = ()
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let a class behind this one keep its own names: a program's server may have a `drain`, too."""
+        super().__init_subclass__(**settings)
+        order = cls.__mro__
+        for name in _FILLED if order[-2] is not Steps else ():
+            first, *others = (one for one in order if name in vars(one))
+            if first is Steps and others:
+                setattr(cls, name, vars(others[0])[name])
+
+    def loop_begins(self, loop: Any) -> None:
+        """Begin with a loop of srvkit's."""
+
+    def loop_ends(self, loop: Any) -> None:
+        """Put away what lived in it."""
+
+    def run_step(self, step: Callable[[], object]) -> None:
+        """Take a step of a connection that is not handled yet."""
+        step()
+
+    def runs_here(self) -> bool:
+        """Tell whether the caller is a handler of this server."""
+        return False
+
+    def requests_taken(self) -> None:
+        """Do what is to be done once for all requests of a burst."""
+
+    def request_done(self, request: Any) -> None:
+        """Hear of the end of a request, in the process that accepts."""
+
+    def pause_accepting(self, reason: str) -> None:
+        """Accept no more: such a server cannot wait with that."""
+
+    def resume_accepting(self, reason: str, unless: Callable[[], bool] | None = None) -> None:
+        """Take `pause_accepting` back."""
+
+    def back_off_accepting(self, error: BaseException) -> None:
+        """Accept nothing for a moment, because something ran out."""
+
+    def drain(self, patience: float = 0.0) -> None:
+        """Accept nothing new, and let open requests finish."""
+
+    def abort_all(self) -> int:
+        """End all open requests; return how many there were."""
+        return 0
+
+    def abort_request(self, request: Any) -> bool:
+        """End one request; return whether that was possible."""
+        return False
+
+    def close_in_child(self, request: Any) -> None:
+        """Close, in a forked child, the listening sockets of a server from TOML."""
+
+    def datagram_dropped(self) -> None:
+        """Hear of a datagram that was no message."""
+
+    def reply_lost(self, client_address: Any, why: str) -> None:
+        """Hear of a reply that its client could not be given."""
+
+    def _srvkit_name(self) -> str:
+        """Return the name by which logs call the server."""
+        return self.name or type(self).__name__
+
+    if TYPE_CHECKING:
         RequestHandlerClass: Any
         socket: Any
-        limits: Any
 
         def __init__(self, *args: Any, **settings: Any) -> None: ...
         def serve_forever(self, poll_interval: float = ...) -> None: ...
         def handle_request(self) -> None: ...
         def stop_serving(self) -> None: ...
+        def server_activate(self) -> None: ...
         def server_close(self) -> None: ...
         def service_actions(self) -> None: ...
         def handle_timeout(self) -> None: ...
         def admit_request(self, request: Any, client_address: Any) -> None: ...
-        def runs_here(self) -> bool: ...
-        def run_step(self, step: Callable[[], object]) -> None: ...
         def process_request(self, request: Any, client_address: Any) -> None: ...
         def finish_request(self, request: Any, client_address: Any) -> None: ...
         def shutdown_request(self, request: Any) -> None: ...
         def close_request(self, request: Any) -> None: ...
-        def request_done(self, request: Any) -> None: ...
         def datagrams_handled(
             self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]
         ) -> None: ...
-        def datagram_dropped(self) -> None: ...
-        def reply_lost(self, client_address: Any, why: str) -> None: ...
-        def requests_taken(self) -> None: ...
-        def back_off_accepting(self, error: BaseException) -> None: ...
-        def loop_begins(self, loop: Any) -> None: ...
-        def loop_ends(self, loop: Any) -> None: ...
-        def drain(self, patience: float = 0.0) -> None: ...
-        def abort_all(self) -> int: ...
-        def abort_request(self, request: Any) -> bool: ...
         def verify_request(self, request: Any, client_address: Any) -> bool: ...
         def refuse_request(self, request: Any) -> None: ...
         def requests_at_hand(self) -> list[Any]: ...
         def own_error(self, request: Any, error: BaseException | None) -> BaseException | None: ...
         def handle_error(self, request: Any, client_address: Any) -> None: ...
-        def pause_accepting(self, reason: str) -> None: ...
-        def resume_accepting(self, reason: str, unless: Callable[[], bool] | None = None) -> None: ...
         def _listen_again(self) -> None: ...
-        def close_in_child(self, request: Any) -> None: ...
         def secure(self, request: Any, done: Callable[[str, Exception | None], object]) -> None: ...
-        def _name(self) -> str: ...
 
-else:
 
-    class Steps:
-        """Empty: a mixin gets its steps from the class behind it."""
+_FILLED = [name for name in vars(Steps) if not name.startswith("__")]

@@ -34,7 +34,6 @@ class EventMixIn(ConnectionKeeper):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the connection, from now on whenever something arrives."""
         if self._joins_loop(request):
-            loop: Any = getattr(self, "_srvkit_loop", None)
-            MessageConnection(self, loop, request, client_address).begin()
+            MessageConnection(self, self._srvkit_loop, request, client_address).begin()
         else:
             super().finish_request(request, client_address)

@@ -59,13 +59,13 @@ class ForkingMixIn(SslListener):
     def server_activate(self) -> None:
         """Listen, unless each connection would be refused for the sake of threads."""
         self._refuse_threads()
-        super().server_activate()  # type: ignore[misc]
+        super().server_activate()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Fork a child that handles the request. Raises OSError when the system cannot fork."""
         if self.active_children is None or self._requests_of_children is None:
             self.active_children, self._requests_of_children, self._pidfds = set(), {}, {}
-        if getattr(self, "_srvkit_loop", None) is None:
+        if self._srvkit_loop is None:
             self._wait_for_room()
         self._refuse_threads()
         _flush_standard_files()  # or the child would write the same once more
@@ -78,9 +78,7 @@ class ForkingMixIn(SslListener):
                 self._be_the_child(request, client_address)
                 return  # only where a program's tests have put something in the place of os._exit()
         except OSError as error:
-            back_off = getattr(self, "back_off_accepting", None)  # not on servers of the standard library
-            if back_off is not None:
-                back_off(error)
+            self.back_off_accepting(error)
             raise
         finally:
             if held_back:
@@ -137,7 +135,7 @@ class ForkingMixIn(SslListener):
     def service_actions(self) -> None:
         """Reap children; srvkit's own loop does so as they end. May be extended."""
         super().service_actions()
-        if getattr(self, "_srvkit_loop", None) is None:  # a loop that is not srvkit's own
+        if self._srvkit_loop is None:  # a loop that is not srvkit's own
             self.collect_children()
 
     def server_close(self) -> None:
@@ -156,7 +154,7 @@ class ForkingMixIn(SslListener):
 
     def _watch_child(self, pid: int) -> None:
         assert self.active_children is not None
-        loop = getattr(self, "_srvkit_loop", None)
+        loop = self._srvkit_loop
         if loop is None:
             return
         assert self._pidfds is not None
@@ -181,7 +179,7 @@ class ForkingMixIn(SslListener):
         return reap
 
     def _look_later(self) -> None:
-        loop = getattr(self, "_srvkit_loop", None)
+        loop = self._srvkit_loop
         if loop is not None and self._looks_in is not loop:
             self._looks_in = loop
             loop.call_later(NO_PIDFD_INTERVAL, self._look_after_children)
@@ -200,16 +198,13 @@ class ForkingMixIn(SslListener):
         request = self._requests_of_children.pop(pid, None)
         pidfd = self._pidfds.pop(pid, None)
         if pidfd is not None:
-            loop = getattr(self, "_srvkit_loop", None)
+            loop = self._srvkit_loop
             if loop is not None:
                 loop.unwatch(pidfd)
             os.close(pidfd)
-        request_done = getattr(self, "request_done", None)
-        if request_done is not None:
-            request_done(request)
-        resume = getattr(self, "resume_accepting", None)
-        if resume is not None and len(self.active_children) < self.max_children:
-            resume(FULL)
+        self.request_done(request)
+        if len(self.active_children) < self.max_children:
+            self.resume_accepting(FULL)
 
     def _wait_for_room(self) -> None:
         """Reap, and wait for a child where all are busy; srvkit's own loop does both as they end."""
@@ -220,7 +215,7 @@ class ForkingMixIn(SslListener):
             self._reap()
 
     def _refuse_threads(self) -> None:
-        if getattr(self, "fork_beside_threads", True) or threading.active_count() == 1:
+        if self.fork_beside_threads or threading.active_count() == 1:
             return
         names = ", ".join(t.name for t in threading.enumerate() if t is not threading.main_thread())
         raise RuntimeError(
@@ -251,7 +246,7 @@ class ForkingMixIn(SslListener):
                     os._exit(status)
 
     def _close_what_is_not_the_childs(self, request: Any) -> None:
-        loop = getattr(self, "_srvkit_loop", None)
+        loop = self._srvkit_loop
         if loop is not None:
             loop.close()
             self._srvkit_loop: Any = None
@@ -260,11 +255,10 @@ class ForkingMixIn(SslListener):
                 os.close(pidfd)
         self._pidfds = {}
         self.active_children = set()
-        close_in_child = getattr(self, "close_in_child", None)
-        if close_in_child is not None:
-            close_in_child(request)
-        elif getattr(self, "socket_type", None) == socket.SOCK_STREAM:
-            self.socket: Any = ParentSocket(self.socket)
+        self.close_in_child(request)
+        listening = None if self._srvkit_listeners else vars(self).get("socket")  # its only one
+        if getattr(listening, "type", None) == socket.SOCK_STREAM:  # datagrams are answered through it
+            self.socket: Any = ParentSocket(listening)
 
     def _drain_handlers(self, request: Any) -> dict[int, Callable[[int, Any], object]]:
         def drain(number: int, _: Any) -> None:

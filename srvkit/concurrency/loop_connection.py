@@ -59,12 +59,12 @@ class ConnectionKeeper(Steps):
 
     def _joins_loop(self, request: Any) -> bool:
         """Tell whether the request is to live in the loop: there is one, and it is no datagram."""
-        return getattr(self, "_srvkit_loop", None) is not None and not isinstance(request, tuple)
+        return self._srvkit_loop is not None and not isinstance(request, tuple)
 
     def drain(self, patience: float = 0.0) -> None:
         """Drain; connections that are idle between two messages end at once."""
         super().drain(patience)
-        loop = getattr(self, "_srvkit_loop", None)
+        loop = self._srvkit_loop
         if loop is not None:
             loop.call_soon(self._end_idle)
 

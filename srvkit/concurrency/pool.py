@@ -48,9 +48,7 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
             super().process_request_thread(request, client_address)
         finally:
             self._taken.pop(id(request), None)
-            resume = getattr(self, "resume_accepting", None)
-            if resume is not None:
-                resume(FULL, self._is_busy)
+            self.resume_accepting(FULL, self._is_busy)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a thread handle the request, and stop accepting when it was the last one free."""
@@ -64,17 +62,15 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
         except BaseException:
             taken.pop(id(request), None)
             raise
-        pause = getattr(self, "pause_accepting", None)
-        if pause is not None and self._is_busy():
-            pause(FULL)
+        if self._is_busy():
+            self.pause_accepting(FULL)
             if not self._is_busy():  # one came free between the count and the pause
                 self.resume_accepting(FULL, self._is_busy)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request: here and now, or in the loop whenever something arrives."""
         if self._waits_in_loop(request):
-            loop: Any = getattr(self, "_srvkit_loop", None)
-            PooledConnection(self, loop, request, client_address).begin()
+            PooledConnection(self, self._srvkit_loop, request, client_address).begin()
         else:
             super().finish_request(request, client_address)
 

@@ -56,15 +56,13 @@ class ThreadingMixIn(SslListener):
         crew = self._crew
         if crew is None or crew.daemon != self.daemon_threads or crew.retired:
             crew = self._new_crew()
-        if crew.size and getattr(self, "taking_requests", False):  # not on servers of the standard library
+        if crew.size and self.taking_requests:  # not on servers of the standard library
             crew.add(self.process_request_thread, request, client_address)
             return
         try:
             crew.run(self.process_request_thread, request, client_address)
         except RuntimeError as error:
-            back_off = getattr(self, "back_off_accepting", None)
-            if back_off is not None:
-                back_off(error)
+            self.back_off_accepting(error)
             raise
 
     def _process_in_their_thread(self, request: Any, client_address: Any) -> None:
@@ -131,9 +129,7 @@ class ThreadingMixIn(SslListener):
         if self.block_on_close:
             vars(self).setdefault("_threads", BusyThreads())
         self._crew = ThreadExecutor(self.daemon_threads, self._threads, self._most_threads, THREAD_NAME)
-        loop = getattr(
-            self, "_srvkit_loop", None
-        )  # where there is none of srvkit's, threads see to themselves
+        loop = self._srvkit_loop  # where there is none of srvkit's, threads see to themselves
         if loop is not None:
             self._crew.sweeper = _sweeper(self._crew, loop)
         # A server that nobody closed is collected all the same; its idle threads must not stay behind.

@@ -107,7 +107,7 @@ class AdmissionMixIn(Steps):
             return super().verify_request(request, client_address)
         if self.trusted.admits(client_address, request):
             return True
-        log.info("%s: %s refused: not a trusted proxy", self._name(), display(client_address))
+        log.info("%s: %s refused: not a trusted proxy", self._srvkit_name(), display(client_address))
         return False
 
     def admit_request(self, request: Any, client_address: Any) -> None:
@@ -179,7 +179,7 @@ class AdmissionMixIn(Steps):
         if outcome != STOPPED:
             reason = outcome if error is None else f"{outcome}: {error}"
             level = logging.DEBUG if outcome == EOF else logging.INFO
-            log.log(level, "%s: %s ended: %s", self._name(), display(client_address), reason)
+            log.log(level, "%s: %s ended: %s", self._srvkit_name(), display(client_address), reason)
         self.shutdown_request(request)
 
 

@@ -24,13 +24,12 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from srvkit.contracts import ChildSignals, event_driven
+from srvkit.contracts import ChildSignals, Steps, event_driven
 from srvkit.errors import EscapedError, FrameError, PeerError
 from srvkit.net.address import display
-from srvkit.net.connection import account_of
+from srvkit.net.connection import Connection, account_of
 from srvkit.net.event_loop import EXCLUSIVE, READ, EventLoop
 from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
-from srvkit.net.parent_socket import ParentSocket
 from srvkit.net.send_queue import end_reading
 from srvkit.protocol.outcomes import BAD_MESSAGE, EOF, ERROR, REFUSED, frame_outcome
 from srvkit.server.limits import ConnectionLimit, LimitSettings
@@ -47,7 +46,7 @@ STOPPING, MAX_CONNECTIONS = "the stop", "max_connections"  # reasons not to acce
 BURST = 64  # requests taken per wake-up before the loop looks at anything else
 
 
-class BaseServer:
+class BaseServer(Steps):
     """Wait for requests and see each through its steps; the root of all server classes.
 
     For the caller: `serve_forever`, `shutdown`, `handle_request`, `server_close`, `stop_serving`,
@@ -74,6 +73,7 @@ class BaseServer:
 
     timeout: float | None = None
 
+    _srvkit_has_loop = True
     name = ""
     limits: LimitSettings | None = None
     contain_exit = False
@@ -83,6 +83,7 @@ class BaseServer:
     reply_only_if_written = False
     fork_beside_threads = True
     child_signals: ChildSignals | None = None
+    connection_class: type[Connection] | None = None  # what compose lets connections be
     on_serving: Callable[[], None] | None = None  # called in the loop, in its first turn
 
     socket: Any  # the listening socket; in a server of several, the one the current request came in by
@@ -137,7 +138,9 @@ class BaseServer:
             state += f", paused by {', '.join(sorted(self._srvkit_pauses))}"
         if self._srvkit_seats is not None:
             state += f", {self._srvkit_seats}"
-        address = getattr(self, "server_address", "")  # none where a program's tests left out the constructor
+        address = vars(self).get(
+            "server_address", ""
+        )  # none where a program's tests left out the constructor
         return f"<{type(self).__name__} {display(address)} {state}>"
 
     def server_activate(self) -> None:
@@ -391,7 +394,9 @@ class BaseServer:
             self._get_request_failed(error)
             return
         if self._srvkit_seats is not None and not self._srvkit_seats.take(request):
-            log.warning("%s: connection limit reached: closed %s", self._name(), display(client_address))
+            log.warning(
+                "%s: connection limit reached: closed %s", self._srvkit_name(), display(client_address)
+            )
             self.refuse_request(request)
             return
         if not self.verify_request(request, client_address):
@@ -492,8 +497,6 @@ class BaseServer:
         answers_through_it = isinstance(request, tuple)  # a datagram
         for listener in self._srvkit_listeners:
             listener.close_in_child(keep_socket=answers_through_it)
-        if not self._srvkit_listeners and not answers_through_it:
-            self.socket = ParentSocket(self.socket)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the error that is being handled. May be overridden; the server goes on afterwards."""
@@ -526,11 +529,11 @@ class BaseServer:
                     self.datagram_dropped()
             outcome = getattr(account_of(request), "outcome", BAD_MESSAGE)
             level = logging.DEBUG if outcome == EOF else logging.INFO
-            log.log(level, "%s: %s ended: %s (%s)", self._name(), peer, outcome, error)
+            log.log(level, "%s: %s ended: %s (%s)", self._srvkit_name(), peer, outcome, error)
             return
         self._end_as(request, ERROR)
         # Formatted by logging, which survives an exception whose __str__ raises.
-        log.error("%s: error while handling %s", self._name(), peer, exc_info=own)
+        log.error("%s: error while handling %s", self._srvkit_name(), peer, exc_info=own)
 
     # ---- accepting: when not to, and what may go wrong
 
@@ -640,7 +643,9 @@ class BaseServer:
         now = monotonic()
         if now - self._last_complaint >= 1.0:
             held = f" ({self._complaints_held_back} like it held back)" if self._complaints_held_back else ""
-            log.warning("%s: cannot accept: %s; next try in %d ms%s", self._name(), error, delay * 1000, held)
+            log.warning(
+                "%s: cannot accept: %s; next try in %d ms%s", self._srvkit_name(), error, delay * 1000, held
+            )
             self._last_complaint, self._complaints_held_back = now, 0
         else:
             self._complaints_held_back += 1
@@ -651,6 +656,3 @@ class BaseServer:
     def _try_again(self) -> None:
         self.resume_accepting("a shortage")
         self.requests_taken()  # some may still be without what ran out
-
-    def _name(self) -> str:
-        return self.name or type(self).__name__

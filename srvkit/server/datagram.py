@@ -187,12 +187,12 @@ class UDPServer(TCPServer):
     def _drop(self, client_address: Any, longest: int) -> None:
         self.datagram_dropped()
         message = "%s: dropped a datagram of %s, longer than %d bytes"
-        log.info(message, self._name(), display(client_address), longest)
+        log.info(message, self._srvkit_name(), display(client_address), longest)
 
     def reply_lost(self, client_address: Any, why: str) -> None:
         """Hear of a reply that its client could not be given; in whatever thread sent it. May be extended."""
         if why != NO_ADDRESS:  # whoever has none does not expect any
-            log.info("%s: reply to %s lost: %s", self._name(), display(client_address), why)
+            log.info("%s: reply to %s lost: %s", self._srvkit_name(), display(client_address), why)
 
     def _reply_socket(self, sock: Any) -> ReplySocket:
         assert self._reply_sockets is not None

@@ -189,7 +189,7 @@ class LimitsMixIn(Steps):
         elif self._clients is not None:
             why = self._clients.refusal(request, group_of(client_address, peer))
         if why:
-            log.info("%s: %s refused: %s", self._name(), display(client_address), why)
+            log.info("%s: %s refused: %s", self._srvkit_name(), display(client_address), why)
             return False
         return super().verify_request(request, client_address)
 

@@ -11,7 +11,7 @@ from _thread import get_ident
 from typing import Any, Self
 
 from srvkit.contracts import open_names
-from srvkit.net.connection import Connection, TimedConnection, accept
+from srvkit.net.connection import TimedConnection, accept
 from srvkit.net.listener import Listener
 from srvkit.protocol.proxy_header import unmapped
 from srvkit.server.base import BURST, MAX_CONNECTIONS, BaseServer
@@ -39,7 +39,6 @@ class TCPServer(BaseServer):
     allow_reuse_address = False
     allow_reuse_port = False
 
-    connection_class: type[Connection] | None = None  # what compose lets connections be
     _plain_class: type[socket.socket] = _Socket  # what they are where nothing else is said
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any, bind_and_activate: bool = True) -> None:

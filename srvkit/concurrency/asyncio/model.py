@@ -65,8 +65,6 @@ class TaskMixIn(EventMixIn):
     cutting = False  # whether abort_all() was called
     alone = False  # whether the loop is for one request only
     first_look = 0.0  # seconds after which a new connection may have passed a limit; 0: it has none
-    _srvkit_loop: Any = None
-    _srvkit_loop_thread: int | None = None
     _polled = False
     _link: Any = None  # the class of what keeps a coroutine's request
 
@@ -92,8 +90,7 @@ class TaskMixIn(EventMixIn):
 
             is_stream = getattr(self, "socket_type", SOCK_STREAM) == SOCK_STREAM
             self._link = StreamTransport if is_stream else DatagramTask
-        limits = getattr(self, "limits", None)
-        if limits is not None:
+        if (limits := self.limits) is not None:
             kept = limits.first_byte_timeout, limits.idle_timeout, limits.request_timeout
             self.first_look = min(filter(None, kept), default=0.0)
         self._polled = not getattr(self.service_actions, "event_driven", False)
@@ -104,8 +101,8 @@ class TaskMixIn(EventMixIn):
         self._cut()
         left = loop.finish(LAST_MOMENT)
         if left:
-            name = getattr(self, "name", "") or type(self).__name__
-            log.warning("%s: %d task%s did not stop when cancelled, abandoned", name, left, "s" * (left != 1))
+            message = "%s: %d task%s did not stop when cancelled, abandoned"
+            log.warning(message, self._srvkit_name(), left, "s" * (left != 1))
         super().loop_ends(loop)  # which also ends what would not be cancelled
         self.cutting = False
         self._link = None

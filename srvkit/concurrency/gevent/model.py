@@ -91,7 +91,7 @@ class GreenletMixIn(Steps):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Handle requests until `shutdown()`. Raises ImportError where there is no gevent that works."""
-        if not hasattr(self, "use_loop"):  # a server of the standard library
+        if not self._srvkit_has_loop:  # a server of the standard library
             super().serve_forever(poll_interval)
             return
         try:
@@ -124,7 +124,7 @@ class GreenletMixIn(Steps):
         from srvkit.concurrency.gevent.sockets import cooperative
 
         self._plain_class = cooperative(Socket)
-        if getattr(self, "connection_class", None) is not None:
+        if self.connection_class is not None:
             self.connection_class = cooperative(self.connection_class)
 
     def loop_ends(self, loop: Any) -> None:
@@ -157,7 +157,7 @@ class GreenletMixIn(Steps):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request; a datagram's answers through a socket that does not block."""
-        waits = not getattr(self, "_srvkit_listeners", ())  # of a server from TOML it never does
+        waits = not self._srvkit_listeners  # of a server from TOML it never does
         if self._greenlets is not None and isinstance(request, tuple) and waits:
             request = request[0], self._greenlets.answering_socket(request[1])
         super().finish_request(request, client_address)
@@ -165,7 +165,7 @@ class GreenletMixIn(Steps):
     def abort_all(self) -> int:
         """End the requests that are still open: cut their connections, kill what goes on all the same."""
         count = super().abort_all()
-        loop = getattr(self, "_srvkit_loop", None)
+        loop = self._srvkit_loop
         if loop is not None:
             loop.call_soon(lambda: loop.call_later(GRACE, self._kill))
         return count
@@ -182,5 +182,5 @@ class GreenletMixIn(Steps):
             self._greenlets.kill()
 
     def _stop(self) -> None:
-        if getattr(self, "_srvkit_loop", None) is not None:
+        if self._srvkit_loop is not None:
             self.stop_serving()
