@@ -328,7 +328,10 @@ class WorkerPool:
             self._attach(worker)
             worker.timer = around.loop.call_later(config.srvkit.ready_timeout, lambda: self._too_late(worker))
         except BaseException:
-            around.children.signal(worker.pid, signal.SIGKILL)
+            try:  # as it is: `children.signal` takes memory
+                os.kill(worker.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
             raise
         log.debug("%s: worker %d starts", self.name, worker.pid)
 

@@ -26,6 +26,7 @@ from srvkit.process.control_client import ControlError, ask
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PATIENCE = 40  # seconds before something counts as hung
+MUTE = 3.0  # seconds after which a log that says nothing may be one that could not be written
 
 PLUGIN = """
 from srvkit import Lines, MessageHandler, hookimpl

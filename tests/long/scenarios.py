@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rig import WANTED, Rig, Unsound
+from rig import MUTE, WANTED, Rig, Unsound
 
 from srvkit.process.control_client import ControlError
 
@@ -163,9 +163,22 @@ class Usr2(Scenario):
 
     beyond = Hup
 
+    def prepare(self, rig: Rig) -> None:
+        self._before = rig.status()["generation"]
+
     def act(self, rig: Rig) -> None:
         self.said = rig.new_log()
         rig.signal(signal.SIGUSR2)
+        began = time.monotonic()
+
+        def is_replaced() -> bool:
+            """Tell whether it is, although the line that says so could not be written."""
+            if time.monotonic() < began + MUTE:
+                return False
+            with contextlib.suppress(ControlError):
+                status = rig.status()
+                return bool(status["state"] == "running" and status["generation"] > self._before)
+            return False
 
         def is_over() -> bool:
             self.said += rig.new_log()
@@ -177,6 +190,7 @@ class Usr2(Scenario):
                     "|USR2: MemoryError|the end of process .*: MemoryError",
                     self.said,
                 )
+                or is_replaced()
             )
 
         try:
