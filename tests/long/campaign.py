@@ -249,14 +249,14 @@ def start(rig: Rig, disturb: Callable[[], None], name: str) -> None:
 
 
 def addresses_of(rig: Rig, said: str) -> list[str]:
-    """Return where it serves, by what it has logged or, where that could not be written, by its status."""
-    if "datagram: listening on" in said:
-        found = re.finditer(r"listening on (.+?)(, \d+ workers)?$", said, re.MULTILINE)
-        return [address for line in found for address in line[1].split(", ")]
+    """Return where it serves, by its status or, where nobody can be asked, by what it has logged."""
     try:
         return [address for server in rig.status()["servers"] for address in server["addresses"]]
     except ControlError as error:
-        raise Unsound(f"it does not serve: {error}; {said[-2000:]}") from None
+        if "datagram: listening on" not in said:
+            raise Unsound(f"it does not serve: {error}; {said[-2000:]}") from None
+    found = re.finditer(r"listening on (.+?)(, \d+ workers)?$", said, re.MULTILINE)
+    return [address for line in found for address in line[1].split(", ")]
 
 
 def stop(rig: Rig, disturb: Callable[[], None], name: str) -> None:
