@@ -58,6 +58,7 @@ class GuardedLoop(EventLoop):
     def __init__(self) -> None:
         self._failures = 0
         self._in_a_row = 0  # turns in which something raised
+        self.recover: Callable[[], None] | None = None  # called after such a turn: for what that has lost
         super().__init__()
 
     def watch(self, fd: int, callback: Callable[[], object], events: int = READ) -> None:
@@ -81,6 +82,10 @@ class GuardedLoop(EventLoop):
         except Exception:  # there was no memory to say what is wrong
             self._in_a_row = 1
 
+    def note_failure(self) -> None:
+        """Take this turn for one in which something raised."""
+        self._failures += 1
+
     def _take_a_turn(self, timeout: float | None) -> None:
         before = self._failures
         self._call(partial(super().wait, timeout))
@@ -89,6 +94,8 @@ class GuardedLoop(EventLoop):
         else:
             time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._in_a_row, 10)))
             self._in_a_row += 1
+            if self.recover is not None:
+                attempt("recovering", self.recover)
 
     def _call(self, callback: Callable[[], object]) -> bool:
         done = attempt("srvkit goes on after an exception of its own", callback)

@@ -91,6 +91,7 @@ class Supervisor:
         self._signals = Signals(*HANDLED, ignored=IGNORED)
         self._loop = GuardedLoop()
         self._children = ChildReaper()
+        self._loop.recover = self._children.reap  # the signal of a child's end may be what was lost
         self._watch = Watch(self._loop, self._files_changed) if watch else None
         self._began = time.time()
         self._generation: Generation | None = None
@@ -290,7 +291,8 @@ class Supervisor:
     # ---- signals
 
     def _signalled(self, number: int, times: int) -> None:
-        attempt(signal.Signals(number).name, partial(self._obey, number, times))
+        if not attempt(signal.Signals(number).name, partial(self._obey, number, times)):
+            self._loop.note_failure()
 
     def _obey(self, number: int, times: int) -> None:
         if number == signal.SIGCHLD:

@@ -8,6 +8,7 @@ that nobody disturbs works.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 import resource
@@ -25,6 +26,7 @@ from scenarios import SCENARIOS, Scenario
 
 from srvkit.process.control_client import ControlError
 
+MOST_LOST = 4  # descriptors, by one shortage of memory for several objects
 MORE_THAN_THERE_ARE = 3_000_000  # objects made in a scenario
 QUIET = 0.3  # seconds in which nothing more is expected to happen, where nobody says when it is over
 
@@ -39,12 +41,14 @@ class Outcome:
     cases: int = 0
     missed: list[str] = field(default_factory=list)  # where the call was not made this time
     unsound: list[str] = field(default_factory=list)
+    lost: int = 0  # descriptors that the interpreter itself did not close, for want of memory
     tracebacks: Counter[str] = field(default_factory=Counter)  # with context, as they should be
 
     def __str__(self) -> str:
         return (
             f"{self.sites} sites, {self.cases} cases, {len(self.missed)} not met, "
-            f"{len(self.tracebacks)} with a traceback, {len(self.unsound)} unsound"
+            f"{len(self.tracebacks)} with a traceback, {self.lost} descriptors lost, "
+            f"{len(self.unsound)} unsound"
         )
 
     def verify(self) -> None:
@@ -288,6 +292,13 @@ def run_without_memory(name: str, rigs: Rigs, count: int) -> Outcome:
         outcome.cases += 1
         where = f"no memory for {length} objects from the {first}. of {total}"
         attempt(scenario, rigs, where, lambda rig, n=first, m=length: rig.starve(n, m), outcome)
+        if length > 1 and outcome.unsound:
+            # Then the interpreter has no memory to close what it drops, either: a file's end is a call by
+            # name, and socketpair() keeps nobody's number. All else must hold.
+            leak = re.search(r"\n    descriptors: more (\{.*\}), fewer \{\}$", outcome.unsound[-1])
+            if leak and sum(counts := ast.literal_eval(leak[1]).values()) <= MOST_LOST:
+                outcome.unsound.pop()
+                outcome.lost += sum(counts)
     return outcome
 
 

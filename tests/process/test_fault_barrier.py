@@ -53,6 +53,17 @@ def test_what_one_callback_raises_keeps_no_other_from_being_called(loop, pipe, e
     assert len([one for one in caplog.records if one.levelname == "ERROR"]) == 2
 
 
+@pytest.mark.parametrize("noted", [False, True])
+def test_after_a_turn_in_which_something_raised_the_loop_recovers(noted, loop):
+    loop.recover = Breaking(1, MemoryError())
+    loop.call_soon(loop.note_failure if noted else Breaking(1, MemoryError()))
+    loop.wait(0)
+    assert loop.recover.called == 1
+    loop.call_soon(lambda: None)
+    loop.wait(0)
+    assert loop.recover.called == 1
+
+
 def test_a_timer_that_raised_is_due_again(loop):
     callback = Breaking(3, RuntimeError("what nobody thought of"))
     loop.call_later(0, callback)
