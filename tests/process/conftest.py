@@ -264,6 +264,9 @@ class Managed:
         """Start it, and return when it serves."""
         self.program = self.start("-m", "srvkit", "run", *arguments, **settings)
         self.program.wait_for("listening on ")
+        if "--single" in arguments:  # there each server says so for itself
+            for name in re.findall(r"^\[server\.(\w+)\]", (self.folder / "srvkit.toml").read_text(), re.M):
+                self.program.wait_for(f"{name}: listening on ")
         return self
 
     def start(self, *arguments: str, **settings: Any) -> Any:
