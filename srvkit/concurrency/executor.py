@@ -17,7 +17,7 @@ from contextvars import Context
 from time import monotonic
 from typing import Any
 
-MOST_IDLE = 256  # threads kept by one crew; each holds about 26 KB
+MOST_IDLE = 256  # threads kept by one executor; each holds about 26 KB
 PATIENCE = 2.0  # seconds that an idle thread waits for work
 Job = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -119,7 +119,7 @@ class ThreadExecutor:
         self._hiring = threading.Lock()
         self._hired: set[_Worker] = set()
         self._gone: list[_Worker] = []  # who has left, but may not have ended yet
-        _crews.add(self)
+        _executors.add(self)
 
     def __repr__(self) -> str:
         return f"<ThreadExecutor of {self.size}, {len(self._idle)} idle, {len(self._waiting)} jobs waiting>"
@@ -262,34 +262,34 @@ class ThreadExecutor:
 
 
 class _Worker(threading.Thread):
-    """One thread of a crew."""
+    """One thread of an executor."""
 
-    def __init__(self, crew: ThreadExecutor) -> None:
-        super().__init__(daemon=crew.daemon)
-        self.name += crew.name
-        self.crew = crew
+    def __init__(self, executor: ThreadExecutor) -> None:
+        super().__init__(daemon=executor.daemon)
+        self.name += executor.name
+        self.executor = executor
         self.since = 0.0  # when it came to rest
         self.is_sent_home = False
         self.wake = threading.Lock()
         self.wake.acquire()
 
     def run(self) -> None:
-        crew = self.crew
+        executor = self.executor
         try:
             self._search()
-            while self._rest() or not crew._leave(self, unless_needed=True):
+            while self._rest() or not executor._leave(self, unless_needed=True):
                 self._search()
         except BaseException:
             # The job's own; it ends this thread, and what waits must not wait for it.
-            crew._leave(self)
+            executor._leave(self)
             with suppress(RuntimeError):
-                crew.start()
+                executor.start()
             raise
 
     def _search(self) -> None:
         """Take jobs as long as there are any."""
-        crew = self.crew
-        waiting = crew._waiting
+        executor = self.executor
+        waiting = executor._waiting
         searching = True
         while True:
             try:
@@ -299,63 +299,63 @@ class _Worker(threading.Thread):
                     return
                 # First say that nobody searches, then look again: a job that came between would be seen by
                 # either its bringer or us.
-                searching = crew._searching = False
+                searching = executor._searching = False
                 if not waiting:
                     return
                 continue
             if searching:
-                searching = crew._searching = False
-            if waiting and not crew._searching:
+                searching = executor._searching = False
+            if waiting and not executor._searching:
                 with suppress(RuntimeError):
-                    crew._search()
+                    executor._search()
             Context().run(function, *args)
             del function, args  # nothing of a finished request lives on in an idle thread
 
     def _rest(self) -> bool:
         """Wait to be woken; return False when it is time to go home, unless there is work after all."""
-        crew = self.crew
-        crew.busy.remove(self)
-        if crew.retired or len(crew._idle) >= MOST_IDLE:
+        executor = self.executor
+        executor.busy.remove(self)
+        if executor.retired or len(executor._idle) >= MOST_IDLE:
             return False
         self.since, self.is_sent_home = monotonic(), False
-        crew._idle.append(self)
-        something_came = crew.retired or bool(crew._waiting)  # between the look and the sleep
+        executor._idle.append(self)
+        something_came = executor.retired or bool(executor._waiting)  # between the look and the sleep
         if something_came or not self._wait():
             try:
-                crew._idle.remove(self)
+                executor._idle.remove(self)
             except ValueError:  # somebody has found us, and is about to wake us
                 self.wake.acquire()
             else:
-                crew.busy.add(self)
-                return something_came and not crew.retired
-        if crew.retired:
-            crew._searching = False  # we might be the one who is expected to search
+                executor.busy.add(self)
+                return something_came and not executor.retired
+        if executor.retired:
+            executor._searching = False  # we might be the one who is expected to search
             return False
         return not self.is_sent_home
 
     def _wait(self) -> bool:
         """Wait to be woken; return False when that was in vain."""
-        crew = self.crew
-        sweeper = crew.sweeper
+        executor = self.executor
+        sweeper = executor.sweeper
         if sweeper is None:
             return self.wake.acquire(True, PATIENCE)
-        if not crew._swept:
-            crew._swept = True
+        if not executor._swept:
+            executor._swept = True
             sweeper()
         return self.wake.acquire()
 
 
-_crews: weakref.WeakSet[ThreadExecutor] = weakref.WeakSet()
+_executors: weakref.WeakSet[ThreadExecutor] = weakref.WeakSet()
 
 
 def _retire_all() -> None:
-    for crew in list(_crews):
-        crew.retire()
+    for executor in list(_executors):
+        executor.retire()
 
 
 def _forget_all() -> None:
-    for crew in list(_crews):
-        crew._forget()
+    for executor in list(_executors):
+        executor._forget()
 
 
 # Before the interpreter waits for threads at its end, as concurrent.futures does it: idle threads must

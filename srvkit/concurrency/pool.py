@@ -47,7 +47,7 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._taken.pop(id(request), None)
+            self._srvkit_taken.pop(id(request), None)
             self.resume_accepting(FULL, self._is_busy)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -55,7 +55,7 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
         if self._waits_in_loop(request):
             self.finish_request(request, client_address)
             return
-        taken = self._taken
+        taken = self._srvkit_taken
         taken[id(request)] = request
         try:
             super().process_request(request, client_address)
@@ -83,15 +83,15 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
 
     def jobs_wait(self) -> bool:
         """Tell whether others wait for a thread."""
-        return self._crew is not None and self._crew.has_waiting
+        return self._srvkit_executor is not None and self._srvkit_executor.has_waiting
 
     def run_after_others(self, function: Callable[..., object], *args: Any) -> None:
         """Have a thread run this after what waits already; called in one of them, which takes the next."""
-        assert self._crew is not None
-        self._crew.add(function, *args)
+        assert self._srvkit_executor is not None
+        self._srvkit_executor.add(function, *args)
 
     def _is_busy(self) -> bool:
-        return len(self._taken) >= self.threads
+        return len(self._srvkit_taken) >= self.threads
 
     def _waits_in_loop(self, request: Any) -> bool:
         return self._joins_loop(request) and hasattr(self.RequestHandlerClass, "handle_message")
@@ -100,13 +100,13 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
         return super()._may_put_off_handshakes() and not hasattr(self.RequestHandlerClass, "handle_message")
 
     @property
-    def _taken(self) -> dict[int, Any]:
+    def _srvkit_taken(self) -> dict[int, Any]:
         taken: dict[int, Any] = vars(self).setdefault("_requests_in_pool", {})
         return taken
 
-    def _new_crew(self) -> ThreadExecutor:
+    def _srvkit_new_executor(self) -> ThreadExecutor:
         self._most_threads = self.threads
-        return super()._new_crew()
+        return super()._srvkit_new_executor()
 
 
 class PooledConnection(MessageConnection):

@@ -35,7 +35,7 @@ class ThreadingMixIn(SslListener):
     daemon_threads = False
     block_on_close = True
     _threads: BusyThreads = NoThreads()
-    _crew: ThreadExecutor | None = None
+    _srvkit_executor: ThreadExecutor | None = None
     _most_threads: int | None = None
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -53,14 +53,14 @@ class ThreadingMixIn(SslListener):
         if open_names["threading"].Thread is not Thread:
             self._process_in_their_thread(request, client_address)
             return
-        crew = self._crew
-        if crew is None or crew.daemon != self.daemon_threads or crew.retired:
-            crew = self._new_crew()
-        if crew.size and self.taking_requests:  # not on servers of the standard library
-            crew.add(self.process_request_thread, request, client_address)
+        executor = self._srvkit_executor
+        if executor is None or executor.daemon != self.daemon_threads or executor.retired:
+            executor = self._srvkit_new_executor()
+        if executor.size and self.taking_requests:  # not on servers of the standard library
+            executor.add(self.process_request_thread, request, client_address)
             return
         try:
-            crew.run(self.process_request_thread, request, client_address)
+            executor.run(self.process_request_thread, request, client_address)
         except RuntimeError as error:
             self.back_off_accepting(error)
             raise
@@ -77,14 +77,16 @@ class ThreadingMixIn(SslListener):
 
     def run_in_thread(self, function: Callable[..., object], *args: Any) -> None:
         """Run `function(*args)` in the next thread that is free."""
-        crew = self._crew
-        if crew is None or crew.retired:
-            crew = self._new_crew()
-        crew.run(function, *args)
+        executor = self._srvkit_executor
+        if executor is None or executor.retired:
+            executor = self._srvkit_new_executor()
+        executor.run(function, *args)
 
     def runs_here(self) -> bool:
         """Tell whether the caller is a handler of this server."""
-        return super().runs_here() or (self._crew is not None and self._crew.has_this_thread())
+        return super().runs_here() or (
+            self._srvkit_executor is not None and self._srvkit_executor.has_this_thread()
+        )
 
     def run_step(self, step: Callable[[], object]) -> None:
         """Take the step in a thread, or here where none can be started."""
@@ -96,48 +98,50 @@ class ThreadingMixIn(SslListener):
     def loop_begins(self, loop: Any) -> None:
         """Have the loop send idle threads home. May be extended."""
         super().loop_begins(loop)
-        if self._crew is not None:
-            self._crew.sweeper = _sweeper(self._crew, loop)
+        if self._srvkit_executor is not None:
+            self._srvkit_executor.sweeper = _sweeper(self._srvkit_executor, loop)
 
     def loop_ends(self, loop: Any) -> None:
         """Leave that to the threads from now on. May be extended."""
-        if self._crew is not None:
-            self._crew.leave_to_themselves()
+        if self._srvkit_executor is not None:
+            self._srvkit_executor.leave_to_themselves()
         super().loop_ends(loop)
 
     def requests_taken(self) -> None:
         """Set threads to work on the requests of one burst."""
         super().requests_taken()
-        if self._crew is not None:
+        if self._srvkit_executor is not None:
             try:
-                self._crew.start()
+                self._srvkit_executor.start()
             except RuntimeError as error:
                 self.back_off_accepting(error)
 
     def server_close(self) -> None:
         """Close the server and wait for the requests being handled, if `block_on_close`."""
         super().server_close()
-        if self._crew is not None:
-            self._crew.retire()
+        if self._srvkit_executor is not None:
+            self._srvkit_executor.retire()
         self._threads.join()
-        if self._crew is not None and self.block_on_close and not self.daemon_threads:
-            self._crew.join()  # threads that are done with their last request
+        if self._srvkit_executor is not None and self.block_on_close and not self.daemon_threads:
+            self._srvkit_executor.join()  # threads that are done with their last request
 
-    def _new_crew(self) -> ThreadExecutor:
-        if self._crew is not None:
-            self._crew.retire()
+    def _srvkit_new_executor(self) -> ThreadExecutor:
+        if self._srvkit_executor is not None:
+            self._srvkit_executor.retire()
         if self.block_on_close:
             vars(self).setdefault("_threads", BusyThreads())
-        self._crew = ThreadExecutor(self.daemon_threads, self._threads, self._most_threads, THREAD_NAME)
+        self._srvkit_executor = ThreadExecutor(
+            self.daemon_threads, self._threads, self._most_threads, THREAD_NAME
+        )
         loop = self._srvkit_loop  # where there is none of srvkit's, threads see to themselves
         if loop is not None:
-            self._crew.sweeper = _sweeper(self._crew, loop)
+            self._srvkit_executor.sweeper = _sweeper(self._srvkit_executor, loop)
         # A server that nobody closed is collected all the same; its idle threads must not stay behind.
-        weakref.finalize(self, self._crew.retire).atexit = False
-        return self._crew
+        weakref.finalize(self, self._srvkit_executor.retire).atexit = False
+        return self._srvkit_executor
 
 
-def _sweeper(crew: ThreadExecutor, loop: Any) -> Callable[[], object]:
+def _sweeper(executor: ThreadExecutor, loop: Any) -> Callable[[], object]:
     """Return what begins a row of sweeps in the loop's thread; it ends when nobody is idle any more."""
     one_is_to_come = False
 
@@ -147,7 +151,7 @@ def _sweeper(crew: ThreadExecutor, loop: Any) -> Callable[[], object]:
 
     def sweep() -> None:
         nonlocal one_is_to_come
-        seconds = crew.sweep()
+        seconds = executor.sweep()
         one_is_to_come = seconds is not None
         if seconds is not None:
             loop.call_later(seconds, sweep)

@@ -46,7 +46,7 @@ def test_a_pool_never_has_more_threads_than_it_may(serving: Any, client: Any) ->
                 seen.add(answers.readline())
             sock.close()
     assert len(seen) <= 2
-    assert server._crew.size <= 2
+    assert server._srvkit_executor.size <= 2
 
 
 def test_while_all_threads_are_busy_clients_wait_in_the_kernel(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import srvkit
-from srvkit.concurrency import executor as crew
+from srvkit.concurrency import executor
 
 ANY = ("127.0.0.1", 0)
 PATIENCE = 30
@@ -62,7 +62,7 @@ def test_a_thread_is_used_again(kind: Any, serving: Any, client: Any, eventually
         assert len(server._threads) == 1
         closed(sock)
         eventually(lambda: len(server._threads) == 0)
-        eventually(lambda: len(server._crew._idle) == 1)
+        eventually(lambda: len(server._srvkit_executor._idle) == 1)
     assert len(seen) == 1
 
 
@@ -113,7 +113,7 @@ def test_each_connection_has_a_fresh_context(kind: Any, serving: Any, client: An
         assert ask(sock, b"blue\n").split()[0] == b"red"
         threads.add(thread)
         closed(sock)
-        eventually(lambda: len(server._crew._idle) == 1)
+        eventually(lambda: len(server._srvkit_executor._idle) == 1)
     assert len(threads) == 1
 
 
@@ -175,8 +175,8 @@ def test_idle_threads_go_home_after_a_while(
     how: str, kind: Any, client: Any, eventually: Any, monkeypatch: Any
 ) -> None:
     """The server stays open; whoever comes later is served as before."""
-    assert crew.PATIENCE == 2.0
-    monkeypatch.setattr(crew, "PATIENCE", 0.1)
+    assert executor.PATIENCE == 2.0
+    monkeypatch.setattr(executor, "PATIENCE", 0.1)
     before = threading.active_count()
     if how == "by the standard library":
         import socketserver
@@ -189,7 +189,7 @@ def test_idle_threads_go_home_after_a_while(
             for _ in range(2):
                 serve_one(server, client)
                 eventually(lambda: threading.active_count() == before)
-                assert server._crew.size == 0
+                assert server._srvkit_executor.size == 0
             return
         loop = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         loop.start()
@@ -199,7 +199,7 @@ def test_idle_threads_go_home_after_a_while(
                 ask(sock)
             for sock in clients[:2]:
                 closed(sock)
-            eventually(lambda: server._crew.size == 1)  # the others had no work for two seconds
+            eventually(lambda: server._srvkit_executor.size == 1)  # the others had no work for two seconds
             assert ask(clients[2])
             closed(clients[2])
             eventually(lambda: threading.active_count() == before + 1)
@@ -220,7 +220,7 @@ def test_threads_that_go_home_leave_no_connection_behind(
     kind: Any, serving: Any, client: Any, monkeypatch: Any
 ) -> None:
     """With no patience at all, threads are always on their way home when the next connection comes."""
-    monkeypatch.setattr(crew, "PATIENCE", 0.0001)
+    monkeypatch.setattr(executor, "PATIENCE", 0.0001)
     server = serving(type("Server", (kind,), {"threads": 3})(ANY, Who))
 
     def come_and_go() -> None:
@@ -236,7 +236,7 @@ def test_threads_that_go_home_leave_no_connection_behind(
     for one in visitors:
         one.join()
     assert len(answers) == 600 and all(answers)
-    assert server._crew.size <= 3 or kind is srvkit.ThreadingTCPServer
+    assert server._srvkit_executor.size <= 3 or kind is srvkit.ThreadingTCPServer
 
 
 def test_after_server_close_no_thread_is_left(kind: Any, serving: Any, client: Any) -> None:
@@ -303,8 +303,8 @@ def test_idle_threads_do_not_keep_a_program_from_ending(kind: str, run_code: Any
     """Whether or not somebody closes the server, and although the threads are no daemons."""
     program = run_code(
         "import socket, threading, srvkit\n"
-        "from srvkit.concurrency import executor as crew\n"
-        "crew.PATIENCE = 3600\n"
+        "from srvkit.concurrency import executor\n"
+        "executor.PATIENCE = 3600\n"
         "class Echo(srvkit.StreamRequestHandler):\n"
         "    def handle(self):\n"
         "        self.wfile.write(self.rfile.readline())\n"
