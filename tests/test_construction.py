@@ -325,6 +325,53 @@ def test_a_handler_may_be_abstract_and_follow_a_protocol() -> None:
         converse(Base, [b"a"])
 
 
+def test_instances_of_a_handler_are_told_from_anything_else() -> None:
+    class Handler(srvkit.MessageHandler):
+        pass
+
+    assert isinstance(Handler(), Handler) and isinstance(Handler(), srvkit.MessageHandler)
+    for other in ("text", None, srvkit.MessageHandler(), srvkit.AsyncHandler()):
+        assert not isinstance(other, Handler)
+    assert not issubclass(srvkit.AsyncHandler, srvkit.MessageHandler)
+
+
+@pytest.mark.parametrize("how", ["called", "served"])
+def test_a_class_may_make_a_handler_of_another(how: str, serving: Any) -> None:
+    """Which sees its connection through: once, and the class that was asked does not do so again."""
+    greeted: list[Any] = []
+
+    class Other(srvkit.MessageHandler):
+        framing = srvkit.Lines()
+
+        def connected(self) -> bytes:
+            greeted.append(self)
+            return b"welcome"
+
+    class Choice(srvkit.MessageHandler):
+        def __new__(cls, *args: Any) -> Any:
+            return Other(*args)
+
+    class Server(srvkit.TCPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            greeted.append("error")
+
+    if how == "served":
+        server = serving(Server(("127.0.0.1", 0), Choice))
+        with socket.create_connection(server.server_address, 30) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            with sock.makefile("rb") as heard:
+                assert heard.read() == b"welcome\n"
+    else:
+        left, right = socket.socketpair()
+        with left, right:
+            left.shutdown(socket.SHUT_WR)
+            assert type(Choice(right, "somebody", None)) is Other
+            right.close()
+            with left.makefile("rb") as heard:
+                assert heard.read() == b"welcome\n"
+    assert len(greeted) == 1
+
+
 def test_an_init_that_keeps_nothing_says_what_it_leaves_out() -> None:
     class Forgetful(srvkit.MessageHandler):
         def __init__(self, *args: Any) -> None:

@@ -462,7 +462,9 @@ class BaseServer(Steps):
         handler_class = self.RequestHandlerClass
         try:
             if type(handler_class) is HandlerType:  # as calling it does, in fewer steps
-                drive(construct(handler_class, request, client_address, self))
+                handler = construct(handler_class, request, client_address, self)
+                if isinstance(handler, handler_class):
+                    drive(handler)
             else:
                 handler_class(request, client_address, self)
         except Exception:

@@ -51,10 +51,13 @@ class HandlerType(_ProtocolType):
     program's own.
     """
 
+    _is_protocol = False  # Python 3.11 asks it of each such class in isinstance(), and only protocols have it
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return a handler; where it was given a request, one that has seen it through."""
         handler = construct(cls, *args, **kwargs)
-        drive(handler)
+        if isinstance(handler, cls):  # else its __new__() has called another class, which saw to that
+            drive(handler)
         return handler
 
 
