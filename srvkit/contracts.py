@@ -11,14 +11,17 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeVar, cast
 
 Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
 Size = Annotated[int, "size"]  # bytes; in TOML also "64KiB", "1MiB"
 WorkerCount = Annotated[int, "workers"]  # processes; in TOML also "auto", which is 0 here
 FileMode = Annotated[str, "file mode"]  # permissions in octal digits, "0600"
 
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 # The globals of `srvkit` itself. Programs replace names in them as they do in the standard library's module,
 # by `mock.patch("socketserver._SocketWriter")` say; whoever uses such a name looks it up here each time.
@@ -240,13 +243,25 @@ class Link(Protocol):
         """Encrypt the connection once what was written is out."""
 
 
+def _handed_on(step: Call) -> Call:
+    """Have a step that does nothing go on to the class behind it, if that is a program's and has one, too."""
+    name = step.__name__
+
+    @wraps(step)
+    def find(self: Any, *args: Any, **settings: Any) -> Any:
+        behind = getattr(super(Steps, self), name, None)
+        return step(self, *args, **settings) if behind is None else behind(*args, **settings)
+
+    return cast(Call, find)
+
+
 class Steps:
     """What srvkit's servers have beside the steps of the standard library's: here it is and does nothing.
 
     The mixins derive from it, and so does `BaseServer`. In front of a server of srvkit's it is therefore the
     last class that is asked. In front of one of the standard library's it stands between and fills what that
     one lacks. A step that the standard library has is declared for the type checker only: it must be found
-    in the class behind.
+    in the class behind. Where a program's own server behind it has a step of the same name, that is called.
     """
 
     name = ""
@@ -270,52 +285,67 @@ class Steps:
             if first is Steps and others:
                 setattr(cls, name, vars(others[0])[name])
 
+    @_handed_on
     def loop_begins(self, loop: Any) -> None:
         """Begin with a loop of srvkit's."""
 
+    @_handed_on
     def loop_ends(self, loop: Any) -> None:
         """Put away what lived in it."""
 
+    @_handed_on
     def run_step(self, step: Callable[[], object]) -> None:
         """Take a step of a connection that is not handled yet."""
         step()
 
+    @_handed_on
     def runs_here(self) -> bool:
         """Tell whether the caller is a handler of this server."""
         return False
 
+    @_handed_on
     def requests_taken(self) -> None:
         """Do what is to be done once for all requests of a burst."""
 
+    @_handed_on
     def request_done(self, request: Any) -> None:
         """Hear of the end of a request, in the process that accepts."""
 
+    @_handed_on
     def pause_accepting(self, reason: str) -> None:
         """Accept no more: such a server cannot wait with that."""
 
+    @_handed_on
     def resume_accepting(self, reason: str, unless: Callable[[], bool] | None = None) -> None:
         """Take `pause_accepting` back."""
 
+    @_handed_on
     def back_off_accepting(self, error: BaseException) -> None:
         """Accept nothing for a moment, because something ran out."""
 
+    @_handed_on
     def drain(self, patience: float = 0.0) -> None:
         """Accept nothing new, and let open requests finish."""
 
+    @_handed_on
     def abort_all(self) -> int:
         """End all open requests; return how many there were."""
         return 0
 
+    @_handed_on
     def abort_request(self, request: Any) -> bool:
         """End one request; return whether that was possible."""
         return False
 
+    @_handed_on
     def close_in_child(self, request: Any) -> None:
         """Close, in a forked child, the listening sockets of a server from TOML."""
 
+    @_handed_on
     def datagram_dropped(self) -> None:
         """Hear of a datagram that was no message."""
 
+    @_handed_on
     def reply_lost(self, client_address: Any, why: str) -> None:
         """Hear of a reply that its client could not be given."""
 

@@ -145,6 +145,30 @@ def test_a_program_keeps_the_names_of_its_own_server(model: str) -> None:
     server.server_close()
 
 
+@pytest.mark.parametrize("model", MIXINS)
+def test_what_a_mixin_extends_goes_on_to_the_programs_own(model: str) -> None:
+    """A step that does nothing does not stand between them."""
+    called: list[Any] = []
+
+    class Own(socketserver.TCPServer):
+        def drain(self, patience: float = 0.0) -> None:
+            called.append("drain")
+
+        def abort_all(self) -> int:
+            called.append("abort_all")
+            return 0
+
+        def abort_request(self, request: Any) -> bool:
+            return request == "its own"
+
+    server = type("Server", (MIXINS[model], Own), {})(("127.0.0.1", 0), Message, bind_and_activate=False)
+    server.drain()
+    server.abort_all()
+    assert called == ["drain", "abort_all"]
+    assert server.abort_request("its own") and not server.abort_request("another")
+    server.server_close()
+
+
 def test_a_server_of_srvkits_is_not_touched() -> None:
     """Its own names are found first, and nothing is added to its classes."""
 
