@@ -192,6 +192,11 @@ class LoopConnection:
         self.bytes_out += sent
         if sent < len(data):
             self._unsent = bytearray(memoryview(data)[sent:])
+            self._must_wait()
+
+    def _must_wait(self) -> None:
+        """Note that from now on the peer is to take something."""
+        self._last = monotonic()  # the loop's time may be from long before
 
     def _waits(self, data: Any) -> bool:
         """Keep what cannot be sent now, or nothing where it never can; return False where it can."""
@@ -213,14 +218,14 @@ class LoopConnection:
             sent = self._request.send(self._unsent, DONT_WAIT)
         except BlockingIOError as error:
             if getattr(error, "characters_written", 0):  # of what is encrypted already
-                self._last = self._loop.now
+                self._last = monotonic()
             return
         except OSError as error:
             self._unsent = None
             self._cannot_send(error)
             self._all_sent()
             return
-        self._last = self._loop.now
+        self._last = monotonic()  # a coroutine may have held up the loop, whose time is older
         self.bytes_out += sent
         del self._unsent[:sent]
         if not self._unsent:
@@ -282,6 +287,11 @@ class LoopConnection:
         elif self.slot is not None:
             self._server.timers.cancel(self)
 
+    def _look_no_more(self) -> None:
+        """Have the limits looked at no more: this is the end, in whatever thread it came."""
+        if self.slot is not None:
+            self._server.timers.cancel(self)
+
     def _next_timeout(self) -> tuple[float | None, str]:
         """Return in how many seconds a limit passes if nothing happens, and what that means."""
         if self._limits is None:
@@ -302,10 +312,11 @@ class LoopConnection:
 
     # ---- the end
 
-    def _write_account(self) -> None:
+    def _write_account(self, outcome: str = "") -> None:
+        """Tell the server what came and went, and the outcome where it is not to keep the one it has."""
         request = self._request
         if isinstance(request, Connection):
-            request.outcome = self.outcome or request.outcome
+            request.outcome = outcome or request.outcome
             request.bytes_in = self.bytes_in
             request.bytes_out = self.bytes_out
 
@@ -314,8 +325,7 @@ class LoopConnection:
         self._state = ENDED
         self._loop.forget(self._request.fileno())
         self._unsent = None
-        if self.slot is not None:
-            self._server.timers.cancel(self)
+        self._look_no_more()
         self._server.links.pop(self, None)
         self._write_account()
         self._shut_down()

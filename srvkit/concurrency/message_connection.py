@@ -13,7 +13,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from srvkit.concurrency.loop_connection import CHUNK, CLOSING, ENDED, HANDSHAKE, LOST, LoopConnection
+from srvkit.concurrency.loop_connection import CHUNK, CLOSING, ENDED, HANDSHAKE, LOST, OPEN, LoopConnection
 from srvkit.errors import EscapedError, FrameError
 from srvkit.net.address import display
 from srvkit.net.connection import DONT_WAIT
@@ -182,6 +182,11 @@ class MessageConnection(LoopConnection, Conversation):
             self._at_work = False
         return True
 
+    def _must_wait(self) -> None:
+        if self._at_work:  # else nothing is answered: it is what others send
+            self._began = self._began or self._last
+        super()._must_wait()
+
     def _all_sent(self) -> None:
         self._attempt(self._go_on)
 
@@ -269,7 +274,6 @@ class MessageConnection(LoopConnection, Conversation):
             self._log(f"{BAD_MESSAGE}: {self.fault}")
             self._will_end(BAD_MESSAGE)
         if self._unsent:
-            self._began = self._began or self._last
             return WRITE
         if self._work is not None:
             self._go_on_later()
@@ -350,12 +354,13 @@ class MessageConnection(LoopConnection, Conversation):
 
     def _lose_peer(self) -> None:
         self.deaf = True
-        self._state = LOST
+        if self._state is not ENDED:
+            self._state = LOST
 
     def _will_end(self, outcome: str) -> None:
         """Have the connection end as soon as the peer has taken what was sent."""
         self.outcome = self.outcome or outcome
-        if self._state is not LOST:
+        if self._state is OPEN:  # a handshake is seen through first, and an end is for good
             self._state = CLOSING
 
     def _peer_lost(self, outcome: str) -> None:
@@ -405,7 +410,7 @@ class MessageConnection(LoopConnection, Conversation):
         else:
             self._state = CLOSING
         self._work = self._unsent = None
-        self._write_account()
+        self._write_account(outcome)
         try:
             self._take_leave(outcome)
         except BaseException:

@@ -297,5 +297,9 @@ class PooledConnection(MessageConnection):
     def _reschedule(self) -> None:
         self._loop.call_soon(super()._reschedule)
 
+    def _look_no_more(self) -> None:
+        if self._limits is not None:
+            self._loop.call_soon(super()._look_no_more)  # the timers are the loop's
+
     def _nothing(self) -> None:
         """Take no step; only flush queued sends."""

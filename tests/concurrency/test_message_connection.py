@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import socket
 import sys
 import threading
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 
 import srvkit
+from srvkit.net.timer_wheel import TimerWheel
 
 PATIENCE = 30
 
@@ -97,3 +101,145 @@ def test_connections_end_with_the_loop_they_live_in(server_class: Any, client: A
             assert not loop.is_alive()
     assert reasons == ["stopped"] * 4
     assert not faults
+
+
+@pytest.fixture(params=["event", "pool", "asyncio"])
+def model(request: Any) -> str:
+    return str(request.param)
+
+
+class Echo(srvkit.MessageHandler):
+    framing = srvkit.Lines()
+
+    def handle_message(self, message: bytes) -> Any:
+        return message
+
+
+def test_a_handler_that_raises_at_the_end_is_counted_as_an_error(
+    model: str, client: Any, monkeypatch: Any
+) -> None:
+    """As it is where connections block: what it did last is how its connection ended."""
+    outcomes: queue.Queue[str] = queue.Queue()
+
+    class Handler(Echo):
+        def disconnected(self, reason: str) -> None:
+            raise ValueError(reason)
+
+    with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency=model) as served:
+        done = served.server.request_done
+        note = lambda request: (outcomes.put(request.outcome), done(request))  # noqa: E731
+        monkeypatch.setattr(served.server, "request_done", note)
+        client(served.address).close()
+        assert outcomes.get(timeout=PATIENCE) == "error"
+
+
+@pytest.mark.parametrize(
+    ("who", "server_class"),
+    [
+        ("handler", EventTCPServer),
+        ("handler", TaskTCPServer),
+        ("server", EventTCPServer),
+        ("server", TaskTCPServer),
+        ("server", srvkit.ThreadPoolTCPServer),
+    ],
+)
+def test_a_connection_is_given_back_once_whatever_is_raised_at_its_end(
+    who: str, server_class: Any, client: Any, eventually: Any
+) -> None:
+    given_back: list[Any] = []
+    errors: list[Any] = []
+
+    class Handler(Echo):
+        def disconnected(self, reason: str) -> None:
+            if who == "handler":
+                raise SystemExit(reason)
+
+    class Server(server_class):
+        def shutdown_request(self, request: Any) -> None:
+            given_back.append(request)
+            super().shutdown_request(request)
+            if who == "server":
+                raise ValueError("broken on purpose")
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            errors.append(sys.exception())
+
+    def serve() -> None:
+        with contextlib.suppress(SystemExit):
+            server.serve_forever()
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        loop = threading.Thread(target=serve)
+        loop.start()
+        client(server.server_address).close()
+        eventually(lambda: given_back and (errors or not loop.is_alive() or who == "handler"))
+        server.shutdown()
+        loop.join(PATIENCE)
+        assert not loop.is_alive()
+    assert len(given_back) == 1
+
+
+def test_what_others_send_has_its_time_from_then_on(model: str, client: Any, eventually: Any) -> None:
+    """A client may have been silent for longer than it may take to read, or to have its answer."""
+    handlers: list[Any] = []
+    much = bytes(4 * 1024 * 1024)
+
+    class Handler(Echo):
+        def connected(self) -> bytes:
+            handlers.append(self)
+            return b"welcome"
+
+    limits = {"write_timeout": 500, "request_timeout": 500, "idle_timeout": 0}
+    with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency=model, limits=limits) as served:
+        sock = client(served.address)
+        with sock.makefile("rb") as heard:
+            assert heard.readline() == b"welcome\n"
+            (handler,) = handlers
+            link = handler.link
+            eventually(lambda: not getattr(link, "_busy", False))
+            link._last -= 1000  # as if it had been silent for so long
+            handler.send(much)
+            eventually(lambda: link._unsent and not getattr(link, "_busy", False))
+            looked = threading.Event()
+            loop = served.server._srvkit_loop
+            loop.call_soon(lambda: (link.check_deadline(), looked.set()))
+            assert looked.wait(PATIENCE)
+            assert len(heard.read(len(much))) == len(much)
+            assert heard.readline() == b"\n"
+            sock.sendall(b"hello\n")
+            assert heard.readline() == b"hello\n"
+
+
+def test_the_timers_of_a_pool_are_touched_by_its_loop_only(client: Any, monkeypatch: Any) -> None:
+    """They have no lock: a thread that took one out could end the loop, or leave an entry in it for ever."""
+    strangers: list[str] = []
+    ended: queue.Queue[str] = queue.Queue()
+    cancel, schedule = TimerWheel.cancel, TimerWheel.schedule
+
+    class Handler(Echo):
+        def handle_message(self, message: bytes) -> bytes:
+            self.close()
+            return message
+
+        def disconnected(self, reason: str) -> None:
+            ended.put(reason)
+
+    with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency="pool") as served:
+        server: Any = served.server
+
+        def noting(method: Any) -> Any:
+            def call(*args: Any) -> None:
+                if threading.get_ident() != server._srvkit_loop_thread:
+                    strangers.append(threading.current_thread().name)
+                method(*args)
+
+            return call
+
+        monkeypatch.setattr(TimerWheel, "cancel", noting(cancel))
+        monkeypatch.setattr(TimerWheel, "schedule", noting(schedule))
+        sock = client(served.address)
+        sock.sendall(b"hello\n")
+        assert sock.recv(6, socket.MSG_WAITALL) == b"hello\n"
+        assert ended.get(timeout=PATIENCE) == "closed"
+        assert sock.recv(1) == b""
+    assert not strangers

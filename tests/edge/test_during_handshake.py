@@ -16,6 +16,7 @@ import pytest
 
 import srvkit
 from srvkit import AsyncHandler, Lines, MessageHandler
+from srvkit.errors import PeerError
 
 PATIENCE = 30
 MUCH = b"x" * 1023
@@ -212,6 +213,101 @@ def test_a_handshake_that_is_cancelled_ends_the_connection(
     assert coroutine.results.get(timeout=PATIENCE) == "cancelled"
     assert coroutine.results.get(timeout=PATIENCE) == b""
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+class Careful(Coroutine):
+    """Says what came of the handshake, and of what it tried behind it."""
+
+    pauses = False
+    closes = False
+
+    async def handle(self) -> None:
+        await self.reader.readline()
+        self.writer.write(b"go\n")
+        await self.writer.drain()
+        if self.pauses:
+            self.writer.transport.pause_reading()
+        if self.closes:
+            self.writer.close()
+        try:
+            await self.attempt(self.start_tls())
+        finally:
+            self.results.put(self.writer.is_closing())
+            await self.attempt(asyncio.Event().wait() if self.pauses else self.reader.readline())
+
+    async def attempt(self, wait: Any) -> None:
+        try:
+            await wait
+        except (OSError, PeerError) as error:
+            self.results.put(str(error) if isinstance(error, TimeoutError) else "failed")
+        except asyncio.CancelledError:
+            self.results.put("cancelled")
+            raise
+        else:
+            self.results.put("done")
+
+
+@pytest.mark.parametrize(
+    ("limit", "said", "settings", "results"),
+    [
+        ("request_timeout", b"", {}, ["cancelled", True, "request_timeout is over"]),
+        ("idle_timeout", b"in the clear, as before", {}, ["failed", False, "idle_timeout is over"]),
+        ("request_timeout", b"TLS", {"pauses": True}, ["done", False, "cancelled"]),
+        ("idle_timeout", b"", {"closes": True}, ["failed", True, "done"]),
+    ],
+    ids=["stalls", "fails", "succeeds", "closed"],
+)
+def test_the_limits_of_a_coroutine_hold_during_it_and_after(
+    limit: str, said: bytes, settings: Any, results: Any, begin: Any, client: Any, secure: Any
+) -> None:
+    handler = type("Handler", (Careful,), {"results": queue.Queue(), **settings})
+    sock = client(begin(handler, "asyncio", limits={limit: 0.2}).address)
+    sock.sendall(b"tls\n")
+    assert sock.recv(3, socket.MSG_WAITALL) == b"go\n"
+    if said == b"TLS":
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            sock = secure(sock, "")
+    elif said:
+        sock.sendall(said)
+    assert [handler.results.get(timeout=PATIENCE / 2) for _ in results] == results
+
+
+def test_a_task_that_waits_for_it_hears_of_the_end(begin: Any, client: Any, say: Any) -> None:
+    """Although the handler is over, and nobody will shake hands."""
+
+    class Hasty(Coroutine):
+        async def handle(self) -> None:
+            await self.reader.readline()
+            self.writer.write(b"go\n")
+            self.task = asyncio.create_task(self.attempt())
+            while not self.request.is_encrypted:
+                await asyncio.sleep(0)
+
+        async def attempt(self) -> None:
+            try:
+                await self.start_tls()
+            except ConnectionError as error:
+                self.results.put(str(error))
+
+    handler = type("Handler", (Hasty,), {"results": queue.Queue()})
+    assert say(client(begin(handler, "asyncio").address), b"tls") == b"go"
+    assert handler.results.get(timeout=PATIENCE / 2) == "no handshake: closed"
+
+
+@pytest.mark.parametrize("model", ["pool", "event", "asyncio"], indirect=True)
+def test_who_is_sent_too_much_meanwhile_ends_behind_it(
+    model: str, begin: Any, speaker: Any, asked: Any, secure: Any, ended: Any
+) -> None:
+    """The handshake is seen through: the server does not go on with a connection that was given back."""
+    served = begin(speaker, model)
+    sock = asked(served, speaker.handlers)
+    for _ in range(8):
+        speaker.handlers[0].send(bytes(1024 * 1024))
+    assert len(served.server.waiting) == 1
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        ended(secure(sock, ""))
+    assert speaker.outcomes.get(timeout=PATIENCE) == "overflow"
+    assert not served.server.waiting
 
 
 PLUGIN = """

@@ -226,6 +226,7 @@ class StreamTransport(LoopConnection, HandlerTask):
         "_reads",
         "_unread",
         "_waiters",
+        "_wrote_eof",
         "low_water",
     )
 
@@ -236,6 +237,7 @@ class StreamTransport(LoopConnection, HandlerTask):
         self._out: list[bytes] = []  # what was written in this turn
         self._over: asyncio.Future[tuple[str, Exception | None]] | None = None  # a handshake, when it is
         self._reads = True  # whether the reader has room
+        self._wrote_eof = False
         self._unread = 0  # bytes that the handler had not read when the peer was lost, or when last looked at
         self._waiters: list[asyncio.Future[None]] | None = None
         self.low_water = HIGH_WATER // 4
@@ -258,7 +260,7 @@ class StreamTransport(LoopConnection, HandlerTask):
             data = bytes(data)
         state = self._state
         if state is not OPEN and state is not HANDSHAKE:
-            if state is HALF_CLOSED:
+            if self._wrote_eof:
                 raise RuntimeError("nothing can be written after write_eof()")
             return  # as in asyncio: who wants to know, asks drain()
         self.pending += len(data)
@@ -282,9 +284,11 @@ class StreamTransport(LoopConnection, HandlerTask):
         return True
 
     def write_eof(self) -> None:
-        if self._state is OPEN or self._state is HANDSHAKE:
-            self._state = HALF_CLOSED
-            self._loop.flush_soon(self)
+        if not self.is_closing():
+            self._wrote_eof = True
+            if self._state is not LOST:
+                self._state = HALF_CLOSED
+                self._loop.flush_soon(self)
 
     def close(self) -> None:
         if not self.is_closing():
@@ -293,8 +297,10 @@ class StreamTransport(LoopConnection, HandlerTask):
             self._loop.flush_soon(self)
 
     def abort(self) -> None:
-        self._drop()
-        self.close()
+        if self._state is not ENDED:
+            self._drop()
+            self._state = CLOSING
+            self._loop.flush_soon(self)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "peername":
@@ -354,8 +360,14 @@ class StreamTransport(LoopConnection, HandlerTask):
             unasked = FrameError(UNASKED)
             self._blame_peer(BAD_MESSAGE, unasked)
             raise unasked
+        if self._state is ENDED:
+            raise ConnectionError("the connection has ended")
         self._over = over = self._loop.aio.create_future()
+        state = self._state
         self._begin_handshake()
+        if state is not OPEN:  # who has closed it meanwhile, or written its end, has done so for good
+            self._state = state
+        self._reschedule()  # the whole has its time, with the handshake or without
         try:
             outcome, error = await over
         except asyncio.CancelledError:
@@ -434,7 +446,6 @@ class StreamTransport(LoopConnection, HandlerTask):
                 self.pending = 0
             else:
                 self.pending = len(self._unsent)
-                self._last = monotonic()
                 self._update_interest()
         elif self._unsent:
             self._writable()
@@ -573,7 +584,9 @@ class StreamTransport(LoopConnection, HandlerTask):
             else:
                 self.outcome = EOF if self.reader.at_eof() else CLOSED
         self._wake()
+        self._handshake_over(CLOSED, None)  # where another task waits for one
         self.reader.detach()
+        self._write_account(self.outcome)
         try:
             self._give_back()
         finally:
@@ -602,7 +615,8 @@ class DatagramTask(HandlerTask):
         return False
 
     def close(self) -> None:
-        self._state = CLOSING
+        if self._state is not ENDED:
+            self._state = CLOSING
 
     def pause_reading(self) -> None:
         """Do nothing: all there is has arrived."""
