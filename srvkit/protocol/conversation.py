@@ -95,7 +95,7 @@ class Conversation:
             self._work = self._handle(framing, error.messages, data, error, NO_REPLY)
             self.pull()
             return False
-        self.completed = len(messages) > 0
+        self.completed = not not messages  # noqa: SIM208 (a third of bool())
         # The usual case, short: each message has one reply or none, and all of them are few bytes.
         lock, out, size = self.lock, self.out, 0
         todo = iter(messages)
@@ -106,8 +106,13 @@ class Conversation:
                 if not self.deaf:
                     raise
                 reply = None
-            usual = type(reply) is bytes or reply is None
-            if not usual or handler.framing is not framing or self.closing or self.wants_tls or size > BATCH:
+            if (
+                (type(reply) is not bytes and reply is not None)
+                or handler.framing is not framing
+                or self.closing
+                or self.wants_tls
+                or size > BATCH
+            ):
                 self._size = size
                 self._work = self._handle(framing, [message, *todo], data, None, reply)
                 self.pull()
@@ -119,7 +124,7 @@ class Conversation:
                 else:
                     with lock:
                         out.append(framing.encode(reply))
-        return not framing.held
+        return not (framing.held or (framing.buffers_more and framing.buffered))
 
     def go_through(
         self, framing: Any, messages: list[bytes], data: bytes = b"", fault: Any = None, reply: Any = NO_REPLY

@@ -11,7 +11,7 @@ import inspect
 import re
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn, Self, TypeAlias
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias
 
 from srvkit.contracts import Size
 from srvkit.errors import FrameError
@@ -109,6 +109,7 @@ class Framing(_Remade):
 
     __slots__ = ("_fault", "held", "limit", "max_message")
 
+    buffers_more: ClassVar[bool] = False  # whether it overrides `buffered`: not all is in `held`
     max_message: int | None
     limit: int
     held: bytes | bytearray  # never empty after a fault: one test on the hot path covers both
@@ -125,6 +126,7 @@ class Framing(_Remade):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # The built-in feed() methods have short cuts around take(): whoever overrides it means every message.
         super().__init_subclass__(**kwargs)
+        cls.buffers_more = cls.buffered is not Framing.buffered
         if "take" in cls.__dict__ and "feed" not in cls.__dict__:
             cls.feed = Framing.feed  # type: ignore[method-assign]
 

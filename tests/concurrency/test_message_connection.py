@@ -243,3 +243,43 @@ def test_the_timers_of_a_pool_are_touched_by_its_loop_only(client: Any, monkeypa
         assert ended.get(timeout=PATIENCE) == "closed"
         assert sock.recv(1) == b""
     assert not strangers
+
+
+class Within(srvkit.Framing):
+    """Holds nothing itself: another framing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = srvkit.Lines()
+
+    def feed(self, data: Any) -> list[bytes]:
+        return self.inner.feed(data)
+
+    def encode(self, message: bytes) -> bytes:
+        return self.inner.encode(message)
+
+    @property
+    def buffered(self) -> int:
+        return self.inner.buffered
+
+
+every_model = pytest.mark.parametrize(
+    "model", ["serial", "threading", "pool", "event", "asyncio", "gevent"], indirect=True
+)
+
+
+@every_model
+def test_a_message_has_begun_where_its_framing_says_so(model: str, client: Any) -> None:
+    """By `buffered`, also where that is not the length of what `held` has: its time counts from there."""
+    outcomes: queue.Queue[str] = queue.Queue()
+
+    class Handler(Echo):
+        framing = Within()
+
+        def disconnected(self, reason: str) -> None:
+            outcomes.put(reason)
+
+    limits = {"request_timeout": 0.2, "idle_timeout": PATIENCE}
+    with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency=model, limits=limits) as served:
+        client(served.address).sendall(b"whole\npart")
+        assert outcomes.get(timeout=PATIENCE / 2) == "request-timeout"
