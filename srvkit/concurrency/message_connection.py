@@ -116,6 +116,21 @@ class MessageConnection(LoopConnection, Conversation):
         """End the connection unless it handles a message or expects its first; the server stops."""
         if self._is_idle() and not self._is_expected():
             self._enter(self._last_words)
+        elif self._interest == READ and self._state is not ENDED:
+            self._attempt(partial(self._watch, READ))
+
+    def _watch(self, events: int) -> None:
+        super()._watch(events)
+        if events == READ and self._server.draining:  # each message may be the last: that costs a look
+            self._loop.watch(self._request.fileno(), self._ready)
+
+    def _ready(self) -> None:
+        if self._interest != READ:
+            self._writable()
+            return
+        self._readable()
+        if self._state is not ENDED:
+            self._attempt(self._update_interest)
 
     def cut(self) -> None:
         """End the connection at once; the server stops and waits no longer."""

@@ -283,3 +283,48 @@ def test_a_message_has_begun_where_its_framing_says_so(model: str, client: Any) 
     with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency=model, limits=limits) as served:
         client(served.address).sendall(b"whole\npart")
         assert outcomes.get(timeout=PATIENCE / 2) == "request-timeout"
+
+
+@every_model
+@pytest.mark.parametrize("kind", [srvkit.Lines, Within])
+def test_a_server_that_drains_ends_a_connection_behind_the_rest_of_a_message(
+    kind: Any, model: str, client: Any, eventually: Any
+) -> None:
+    handlers: list[Any] = []
+
+    class Handler(Echo):
+        framing = kind()
+
+        def connected(self) -> None:
+            handlers.append(self)
+
+    with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency=model) as served:
+        sock = client(served.address)
+        sock.sendall(b"whole\npart")
+        with sock.makefile("rb") as heard:
+            assert heard.readline() == b"whole\n"
+            eventually(lambda: handlers[0].framing.buffered)
+            served.server.drain()
+            eventually(lambda: served.server.draining)
+            sock.sendall(b"ial\n")
+            assert heard.read() == b"partial\n"
+
+
+@every_model
+def test_a_server_that_drains_with_patience_ends_a_connection_behind_its_first_message(
+    model: str, client: Any, eventually: Any
+) -> None:
+    handlers: list[Any] = []
+
+    class Handler(Echo):
+        def connected(self) -> None:
+            handlers.append(self)
+
+    with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency=model) as served:
+        sock = client(served.address)
+        eventually(lambda: handlers)
+        served.server.drain(2 * PATIENCE)
+        eventually(lambda: served.server.draining)
+        sock.sendall(b"hello\n")
+        with sock.makefile("rb") as heard:
+            assert heard.read() == b"hello\n"
