@@ -77,6 +77,7 @@ class BlockingDriver:
     # Most connections need no more than what __init__ sets; these stand for the rest until it is needed.
     _lost: str | None = None
     _ends = False  # whether the handler takes leave
+    _was_silent = False  # whether that is because the peer said nothing in time
     _began: float | None = None  # when the first byte came of a message that is not complete yet
     _answers: float | None = None  # when the first byte came of what is being answered
     _late = WRITE_TIMEOUT  # what it means if the peer does not take a reply in time
@@ -163,6 +164,8 @@ class BlockingDriver:
         self._ends = True
         if outcome in UNHEARD:
             self._lost = self._lost or outcome
+        elif self._was_silent:
+            self._lost = None
 
     def let_go(self) -> None:
         """Let go of the handler, which has taken leave."""
@@ -251,6 +254,7 @@ class BlockingDriver:
             data: bytes = self._socket.recv(CHUNK)
         except (BlockingIOError, TimeoutError):
             self._lost = self._awaited
+            self._was_silent = True
         except OSError:
             self._lost = RESET
         else:

@@ -328,3 +328,22 @@ def test_a_server_that_drains_with_patience_ends_a_connection_behind_its_first_m
         sock.sendall(b"hello\n")
         with sock.makefile("rb") as heard:
             assert heard.read() == b"hello\n"
+
+
+@every_model
+@pytest.mark.parametrize("limit", ["first_byte_timeout", "idle_timeout", "request_timeout"])
+def test_who_was_silent_for_too_long_hears_the_last_words(limit: str, model: str, client: Any) -> None:
+    class Handler(Echo):
+        def disconnected(self, reason: str) -> None:
+            self.send(reason.encode())
+
+    limits = {"first_byte_timeout": 0, "idle_timeout": 0, "request_timeout": 0, limit: 0.2}
+    with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency=model, limits=limits) as served:
+        sock = client(served.address)
+        if limit != "first_byte_timeout":
+            sock.sendall(b"whole\n")
+            assert sock.recv(6, socket.MSG_WAITALL) == b"whole\n"
+        if limit == "request_timeout":
+            sock.sendall(b"part")
+        with sock.makefile("rb") as heard:
+            assert heard.read() == limit.replace("_", "-").encode() + b"\n"
