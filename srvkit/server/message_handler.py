@@ -48,7 +48,7 @@ class HandlerType(_ProtocolType):
 
     The class of handler classes, so that the whole `__init__` of a subclass has run before its first
     callback, whoever calls the class: srvkit's servers, the standard library's, or a `finish_request` of a
-    program's own.
+    program's own. A metaclass of a program's own for its handlers derives from `type(MessageHandler)`.
     """
 
     _is_protocol = False  # Python 3.11 asks it of each such class in isinstance(), and only protocols have it
