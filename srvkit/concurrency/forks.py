@@ -256,7 +256,7 @@ class ForkingMixIn(SslListener):
         self._pidfds = {}
         self.active_children = set()
         self.close_in_child(request)
-        listening = None if self._srvkit_listeners else vars(self).get("socket")  # its only one
+        listening = None if self._srvkit_listeners else getattr(self, "socket", None)  # its only one
         if getattr(listening, "type", None) == socket.SOCK_STREAM:  # datagrams are answered through it
             self.socket: Any = ParentSocket(listening)
 

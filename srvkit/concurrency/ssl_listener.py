@@ -46,7 +46,7 @@ class SslListener(Steps):
         return True
 
     def _put_off_handshakes(self) -> None:
-        listening: Any = vars(self).get("socket")  # a server of a program's own may have none
+        listening: Any = getattr(self, "socket", None)  # a server of a program's own may have none
         if getattr(listening, "do_handshake_on_connect", False) and self._may_put_off_handshakes():
             listening.do_handshake_on_connect = False
             self.handshakes_due = True

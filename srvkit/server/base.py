@@ -138,9 +138,8 @@ class BaseServer(Steps):
             state += f", paused by {', '.join(sorted(self._srvkit_pauses))}"
         if self._srvkit_seats is not None:
             state += f", {self._srvkit_seats}"
-        address = vars(self).get(
-            "server_address", ""
-        )  # none where a program's tests left out the constructor
+        # None where a program's tests left out the constructor.
+        address = getattr(self, "server_address", "")
         return f"<{type(self).__name__} {display(address)} {state}>"
 
     def server_activate(self) -> None:

@@ -169,6 +169,41 @@ def test_what_a_mixin_extends_goes_on_to_the_programs_own(model: str) -> None:
     server.server_close()
 
 
+class Listening:
+    """A listening socket as much as a server that has yet to serve asks of it."""
+
+    do_handshake_on_connect = True
+
+
+@pytest.mark.parametrize("model", ["threading", "pool", "forking"])
+def test_a_program_may_keep_its_socket_and_address_elsewhere(model: str) -> None:
+    """They are asked for as attributes, and may be properties."""
+    listening = Listening()
+
+    class Program:
+        RequestHandlerClass = Blocking
+        socket = property(lambda self: listening)
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            return True
+
+        def serve_forever(self, poll_interval: float) -> None:
+            """It has nothing to do."""
+
+        verify_request.__module__ = "socketserver"  # as one that it has not overridden
+
+    server: Any = type("Server", (MIXINS[model], Program), {})()
+    server.serve_forever()
+    assert server.handshakes_due and not listening.do_handshake_on_connect
+
+    class Ours(MIXINS[model], srvkit.TCPServer):  # type: ignore[misc, name-defined]
+        server_address = property(lambda self: ("elsewhere", 1), lambda self, value: None)
+
+    ours = Ours(("127.0.0.1", 0), Blocking, bind_and_activate=False)
+    assert "elsewhere" in repr(ours)
+    ours.server_close()
+
+
 def test_a_server_of_srvkits_is_not_touched() -> None:
     """Its own names are found first, and nothing is added to its classes."""
 
