@@ -103,7 +103,9 @@ def test_the_forking_servers_process_has_no_other_servers_socket(run, say, tmp_p
     program.wait_for("listening on", times=3)
     pids = children(program.pid)
     assert len(pids) == 2
-    bound = {line.split()[6]: line for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    bound = {
+        line.split()[6]: line for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]
+    }
     for pid in pids:
         inodes = re.findall(
             r"socket:\[(\d+)\]", " ".join(map(os.readlink, Path(f"/proc/{pid}/fd").iterdir()))
