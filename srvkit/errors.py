@@ -16,8 +16,16 @@ module imports nothing of srvkit and knows nothing of sockets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return what an error about an unknown name adds where a known one is close to it; "" where none is."""
+    import difflib  # only where something is wrong
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 class SrvkitError(Exception):

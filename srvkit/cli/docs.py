@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from srvkit.errors import ConfigError, SrvkitError
+from srvkit.errors import ConfigError, SrvkitError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,10 +68,7 @@ def _chosen(texts: Mapping[str, str], name: str) -> str:
     # Looked up among the names, never opened: whatever is asked for, no file but a chapter is read.
     if name in texts:
         return texts[name]
-    import difflib
-
-    close = difflib.get_close_matches(name.lower(), texts, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name.lower(), texts)
     raise ConfigError(f"there is no chapter {name!r}{hint} (there are {', '.join(texts)})")
 
 

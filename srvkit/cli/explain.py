@@ -159,10 +159,9 @@ def _offer_or_refuse(
     config: str | None,
     width: int | None,
 ) -> Iterable[str]:
-    import difflib
 
     from srvkit.cli.plugins import load, options_of
-    from srvkit.errors import ConfigError
+    from srvkit.errors import ConfigError, did_you_mean
 
     if found:
         raise ConfigError(
@@ -178,8 +177,8 @@ def _offer_or_refuse(
     if chosen:
         return [line for kind, offer in chosen for line in (*_offer(kind, offer, width), "")][:-1]
     tails = {tail for one in settings for tail in _tails(one.key)}
-    close = difflib.get_close_matches(key, [*tails, *(offer.name for _, offer in every)], n=1)
-    hint = f", did you mean {close[0]!r}?" if close else "; srvkit explain lists them all"
+    near = did_you_mean(key, [*tails, *(offer.name for _, offer in every)])
+    hint = near or "; srvkit explain lists them all"
     raise ConfigError(f"there is no setting {key!r}{hint}")
 
 

@@ -7,7 +7,6 @@ go together is found here and added to the problems of the file. Nothing is open
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +21,7 @@ from srvkit.config.edge import Edge
 from srvkit.config.handler_shape import doubt_about, flaw_of, keeps_one_process, runs_under
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
 from srvkit.contracts import missing_packages, needed_packages
-from srvkit.errors import ConfigError, PluginError, Problem
+from srvkit.errors import ConfigError, PluginError, Problem, did_you_mean
 from srvkit.net.address import Address, overlap, parse
 from srvkit.net.listener import Listener, SocketSettings, bind_each
 from srvkit.net.tls_context import ServerTls
@@ -215,10 +214,9 @@ class _Composer:
     def _offer(self, choice: Choice, offers: Mapping[str, Offer], key: str, noun: str) -> Offer | None:
         if choice.name in offers:
             return offers[choice.name]
-        close = difflib.get_close_matches(choice.name, offers, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(choice.name, offers)
         known = f"known are {', '.join(offers)}" if offers else "no plugin offers any"
-        if key == "handler" and not close:
+        if key == "handler" and not hint:
             if "." in choice.name:
                 known += "; a class is written package.module:Class"
             elif self.plugins.only_installed:

@@ -6,13 +6,12 @@ the rules about names, but not what a handler, a model or a framing is, nor who 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ from typing import Any
 
 from pluggy import HookImpl, PluginManager, PluginValidationError
 
-from srvkit.errors import ConfigError, PluginError
+from srvkit.errors import ConfigError, PluginError, did_you_mean
 from srvkit.plugins import builtin, connection_log, hookspecs, overlooked
 from srvkit.plugins.sources import INIT, Source, answerable, configured, folders, import_name, installed
 
@@ -143,7 +142,7 @@ class Plugins:
             file = getattr(thing, "__file__", None) or module_name
             for part in path.split("."):
                 if not hasattr(thing, part):
-                    hint = _did_you_mean(part, [name for name in vars(thing) if not name.startswith("_")])
+                    hint = did_you_mean(part, [name for name in vars(thing) if not name.startswith("_")])
                     raise PluginError(reference, f"{file} has no class {path!r}{hint}")
                 thing = getattr(thing, part)
         if not isinstance(thing, type):
@@ -187,9 +186,7 @@ class Plugins:
             if hook in HOOKS:
                 _check_arguments(name, hook, function)
             elif not options.get("optionalhook"):
-                raise PluginError(
-                    name, f"unknown hook {hook!r}{_did_you_mean(hook, HOOKS)}{_where(function)}"
-                )
+                raise PluginError(name, f"unknown hook {hook!r}{did_you_mean(hook, HOOKS)}{_where(function)}")
             count += 1
         return count
 
@@ -201,7 +198,7 @@ class Plugins:
             raise PluginError(name, f"{attribute} is not marked with @hookimpl{_where(thing)}")
         if getattr(thing, "__module__", None) != plugin.__name__:
             return
-        if hint := _did_you_mean(attribute, HOOKS, cutoff=0.8):
+        if hint := did_you_mean(attribute, HOOKS, cutoff=0.8):
             raise PluginError(name, f"{attribute} is no hook{hint} (with @hookimpl){_where(thing)}")
         self.notes.append(f"{name}: {attribute} is called like a hook, and there is none of this name")
 
@@ -287,7 +284,7 @@ def _without_blocked(sources: list[Source], block: Sequence[str]) -> list[Source
     names = [name for source in sources for name in (source.name, *source.aliases)]
     for entry in block:
         if entry not in names:
-            raise PluginError(entry, f"there is no such plugin to block{_did_you_mean(entry, names)}")
+            raise PluginError(entry, f"there is no such plugin to block{did_you_mean(entry, names)}")
     return [source for source in sources if not {source.name, *source.aliases} & set(block)]
 
 
@@ -359,11 +356,6 @@ def _where(thing: Any) -> str:
 
 def _article(thing: object) -> str:
     return "None" if thing is None else f"an object of type {type(thing).__name__}"
-
-
-def _did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _same_class(one: type[Any], other: type[Any]) -> bool:
