@@ -119,7 +119,7 @@ class LoopConnection:
         self._loop = loop
         self._request = request
         self._client_address = client_address
-        self._limits = getattr(server, "limits", None)
+        self._limits = server.limits
         self._state = OPEN
         self._interest = 0
         self._unsent = None
@@ -163,18 +163,20 @@ class LoopConnection:
     def _watch(self, events: int) -> None:
         self._interest = events
         if events:
-            # A bound method, which the loop keeps for each connection: a partial would take more memory.
-            step = self._readable if events == READ else self._ready
-            self._loop.watch(self._request.fileno(), step, events)
+            self._loop.watch(self._request.fileno(), self._callback(events), events)
         else:
             self._loop.unwatch(self._request.fileno())
+
+    def _callback(self, events: int) -> Callable[[], object]:
+        # A bound method, which the loop keeps for each connection: a partial would take more memory.
+        return self._readable if events == READ else self._ready
 
     def _readable(self) -> object:
         raise NotImplementedError
 
     def _ready(self) -> None:
         """Do what can be done; called where more than reading is waited for."""
-        self._writable()
+        raise NotImplementedError
 
     # ---- what is sent
 

@@ -119,10 +119,9 @@ class MessageConnection(LoopConnection, Conversation):
         elif self._interest == READ and self._state is not ENDED:
             self._attempt(partial(self._watch, READ))
 
-    def _watch(self, events: int) -> None:
-        super()._watch(events)
-        if events == READ and self._server.draining:  # each message may be the last: that costs a look
-            self._loop.watch(self._request.fileno(), self._ready)
+    def _callback(self, events: int) -> Callable[[], object]:
+        # While the server drains each message may be the last: that costs a look.
+        return self._ready if self._server.draining else super()._callback(events)
 
     def _ready(self) -> None:
         if self._interest != READ:
@@ -453,5 +452,5 @@ class MessageConnection(LoopConnection, Conversation):
         self._context.run(self._server.shutdown_request, self._request)
 
     def _log(self, what: str, level: int = logging.INFO) -> None:
-        name = self._server.name or type(self._server).__name__
-        self._context.run(log.log, level, "%s: %s ended: %s", name, display(self._client_address), what)
+        name, peer = self._server._srvkit_name(), display(self._client_address)
+        self._context.run(log.log, level, "%s: %s ended: %s", name, peer, what)

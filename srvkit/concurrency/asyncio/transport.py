@@ -77,25 +77,26 @@ class HandlerTask(asyncio.Transport):
         "outcome",
         "pending",
         "reader",
-        "slot",
     )
 
     def __init__(self, server: Any, loop: TaskLoop, request: Any, client_address: Any) -> None:
+        self._set_up(server, loop, request, client_address)
+        self._task: asyncio.Task[None] | None = None
+        self._started = False  # whether the task has taken its first step
+        self._handled = False  # whether the handler has returned
+        self.reader = Reader(self, loop.aio, LIMIT if self._limits is None else self._limits.max_message)
+        self.fault: Exception | None = None  # why the peer cannot be talked to any more
+        self.pending = 0  # bytes that are written and not sent
+        self.high_water = HIGH_WATER
+
+    def _set_up(self, server: Any, loop: Any, request: Any, client_address: Any) -> None:
         self._server = server
         self._loop = loop
         self._request = request
         self._client_address = client_address
-        self._limits = limits = server.limits
-        self._task: asyncio.Task[None] | None = None
+        self._limits = server.limits
         self._state: State = OPEN
-        self._started = False  # whether the task has taken its first step
-        self._handled = False  # whether the handler has returned
-        self.reader = Reader(self, loop.aio, LIMIT if limits is None else limits.max_message)
-        self.fault: Exception | None = None  # why the peer cannot be talked to any more
-        self.pending = 0  # bytes that are written and not sent
-        self.high_water = HIGH_WATER
         self.outcome = ""
-        self.slot: Any = None  # of `TimerWheel`
 
     def begin(self) -> None:
         """Have the task started, when what has arrived so far was read: then it need not wait for it."""
@@ -127,11 +128,6 @@ class HandlerTask(asyncio.Transport):
 
     def end_if_idle(self) -> None:
         """Do nothing: only the handler knows whether it is between two requests."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the request was given back to the server."""
-        return self._state is ENDED
 
     def is_closing(self) -> bool:
         return self._state is CLOSING or self._state is ENDED
@@ -193,23 +189,11 @@ class HandlerTask(asyncio.Transport):
             account.outcome = self.outcome
             account.fault = fault  # type: ignore[union-attr]
 
-    def _name(self) -> str:
-        return self._server.name or type(self._server).__name__
-
     def _finish(self) -> None:
         raise NotImplementedError
 
     def _end(self) -> None:
-        self._state = ENDED
-        server = self._server
-        if self.slot is not None:
-            server.timers.cancel(self)
-        server.links.pop(self, None)
-        self.reader.detach()
-        try:
-            server.shutdown_request(self._request)
-        finally:
-            self._over_with()
+        raise NotImplementedError
 
     def _over_with(self) -> None:
         if self._server.alone:
@@ -232,7 +216,6 @@ class StreamTransport(LoopConnection, HandlerTask):
 
     def __init__(self, server: Any, loop: TaskLoop, request: Any, client_address: Any) -> None:
         HandlerTask.__init__(self, server, loop, request, client_address)
-        self._set_up(server, loop, request, client_address)
         self._began = loop.now
         self._out: list[bytes] = []  # what was written in this turn
         self._over: asyncio.Future[tuple[str, Exception | None]] | None = None  # a handshake, when it is
@@ -528,7 +511,7 @@ class StreamTransport(LoopConnection, HandlerTask):
         if self._handled:
             level = logging.DEBUG if outcome == EOF else logging.INFO
             peer = display(self._client_address)
-            log.log(level, "%s: %s ended: %s (%s)", self._name(), peer, outcome, fault)
+            log.log(level, "%s: %s ended: %s (%s)", self._server._srvkit_name(), peer, outcome, fault)
             self._end()
             return
         if is_silent:
@@ -654,4 +637,10 @@ class DatagramTask(HandlerTask):
         account = self._request[1]
         if isinstance(account, ReplySocket):
             account.outcome = self.outcome or CLOSED
-        super()._end()
+        self._state = ENDED
+        self._server.links.pop(self, None)
+        self.reader.detach()
+        try:
+            self._server.shutdown_request(self._request)
+        finally:
+            self._over_with()

@@ -158,9 +158,7 @@ class CooperativeSocket(socket.socket):
             self._wait_readable()
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        self._turn += 1
-        if self._turn > TURN:
-            self._give_way(flags)
+        self._count(flags)
         if self._drained and not flags and self._own_timeout != 0:
             self._wait_readable()
         while True:
@@ -187,9 +185,7 @@ class CooperativeSocket(socket.socket):
         return self._read(super().recvmsg_into, flags, buffers, ancillary_size)
 
     def _read(self, call: Callable[..., Any], flags: int, *arguments: Any) -> Any:
-        self._turn += 1
-        if self._turn > TURN:
-            self._give_way(flags)
+        self._count(flags)
         while True:
             try:
                 return call(*arguments, flags | DONT_WAIT)
@@ -262,9 +258,7 @@ class CooperativeSocket(socket.socket):
     def _write_as_one(
         self, call: Callable[..., int], flags: int, before: tuple[Any, ...], after: tuple[Any, ...]
     ) -> int:
-        self._turn += 1
-        if self._turn > TURN:
-            self._give_way(flags)
+        self._count(flags)
         while True:
             try:
                 return call(*before, flags | DONT_WAIT, *after)
@@ -289,6 +283,12 @@ class CooperativeSocket(socket.socket):
             if self._writable is None:
                 self._writable = Wait(self.fileno(), WRITING)
             self._writable.wait(seconds)
+
+    def _count(self, flags: int) -> None:
+        """Take note of a call; `recv`, `send` and `sendall` do the same in line, where it costs less."""
+        self._turn += 1
+        if self._turn > TURN:
+            self._give_way(flags)
 
     def _give_way(self, flags: int) -> None:
         """Let others run, before a call that may wait; what it would have read or sent is untouched."""
@@ -336,8 +336,7 @@ class CooperativeSocket(socket.socket):
 class GivesWay:
     """Stands in front of a class whose reads and writes are not those of CooperativeSocket: TLS."""
 
-    _give_way: Callable[[int], None]
-    _turn = 0
+    _count: Callable[[int], None]
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         self._count(flags)
@@ -354,11 +353,6 @@ class GivesWay:
     def sendall(self, data: Any, flags: int = 0) -> None:
         self._count(flags)
         super().sendall(data, flags)  # type: ignore[misc]
-
-    def _count(self, flags: int) -> None:
-        self._turn += 1
-        if self._turn > TURN:
-            self._give_way(flags)
 
 
 @cache
