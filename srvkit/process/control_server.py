@@ -216,12 +216,8 @@ class _Client:
             raise
 
     def _hear(self) -> None:
-        try:
-            data = self._socket.recv(MOST_REQUEST)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.close()
+        data = self._receive()
+        if data is None:
             return
         self._received += data
         line, newline, _ = self._received.partition(b"\n")
@@ -231,6 +227,16 @@ class _Client:
             self._requested(bytes(line))
         elif not data:
             self.close()
+
+    def _receive(self) -> bytes | None:
+        """Return what has come, b"" at the end; None where nothing has, or the client is gone."""
+        try:
+            return self._socket.recv(MOST_REQUEST)
+        except BlockingIOError:
+            return None
+        except OSError:
+            self.close()
+            return None
 
     def _requested(self, line: bytes) -> None:
         self._received.clear()
@@ -255,12 +261,8 @@ class _Client:
 
     def _read_on(self) -> None:
         """Notice that the client has gone: nobody waits for the reply, and its place is free."""
-        try:
-            data = self._socket.recv(MOST_REQUEST)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.close()
+        data = self._receive()
+        if data is None:
             return
         if not data and _has_hung_up(self._socket):
             self.close()

@@ -495,7 +495,7 @@ class WorkerPool:
         counts = worker.board.counts()
         self.before += counts
         self.lost += counts.open
-        self._report(worker, worker.status)
+        self._report(worker)
 
     def _delay(self, was_ready: bool) -> float:
         if not was_ready:
@@ -518,7 +518,8 @@ class WorkerPool:
         )
         log.handle(record)
 
-    def _report(self, worker: WorkerProcess, status: int) -> None:
+    def _report(self, worker: WorkerProcess) -> None:
+        status = worker.status
         stacks = worker.written_stacks()
         for line in worker.errors if not self._on_trial else ():  # else whoever tries it says so
             log.error("%s", line)
