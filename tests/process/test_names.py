@@ -18,6 +18,12 @@ TABLE = '[server.a]\nlisten = "{listen}"\nhandler = "talk"\n'
 OWN_PLACES = 'control = "c.sock"\npid_file = "srvkit.pid"\n'
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch):
+    """Have Python leave nothing of its own beside a plugin: what is left there is looked at."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+
+
 def release(folder: Path, plugin: str, listen: str, general: str = "") -> None:
     folder.mkdir(parents=True)
     (folder / "plugin.py").write_text(plugin)
