@@ -277,6 +277,12 @@ class LoopConnection:
         else:
             self._reschedule()
 
+    def _begin_limits(self) -> None:
+        """Have the limits looked at when the first one may have passed; before anything is waited for."""
+        limits = self._limits
+        if limits is not None and limits.first_look:
+            self._server.timers.schedule(self, self._last + limits.first_look)
+
     def _reschedule(self) -> None:
         """Have the limits looked at when the next one may have passed; no more once the end has come."""
         left = None if self._state is ENDED else self._next_timeout()[0]

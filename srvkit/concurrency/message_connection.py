@@ -89,8 +89,7 @@ class MessageConnection(LoopConnection, Conversation):
         handler.request = self._request
         handler.link = self
         self._server.links[self] = None
-        if self._limits is not None:
-            self._reschedule()
+        self._begin_limits()
         self._start()
 
     def _built(self) -> Any:
@@ -121,7 +120,7 @@ class MessageConnection(LoopConnection, Conversation):
 
     def _callback(self, events: int) -> Callable[[], object]:
         # While the server drains each message may be the last: that costs a look.
-        return self._ready if self._server.draining else super()._callback(events)
+        return self._readable if events == READ and not self._server.draining else self._ready
 
     def _ready(self) -> None:
         if self._interest != READ:
@@ -209,10 +208,13 @@ class MessageConnection(LoopConnection, Conversation):
         self.out = []
         try:
             self._context.run(self.greet)
-            self._flush()
+            if self.out:
+                self._flush()
         finally:
             self._at_work = False
-        self._go_on()
+        if self._work is not None:
+            self._go_on()
+        self.out = NOTHING
 
     # ---- handling messages
 
@@ -446,7 +448,8 @@ class MessageConnection(LoopConnection, Conversation):
             self._report(error)
         finally:
             self._at_work = False
-        self._flush()
+        if self.out:
+            self._flush()
 
     def _shut_down(self) -> None:
         self._context.run(self._server.shutdown_request, self._request)

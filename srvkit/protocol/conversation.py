@@ -78,8 +78,15 @@ class Conversation:
 
     def greet(self) -> None:
         """Let the handler speak first."""
-        self._work = self._greeting()
-        self.pull()
+        try:
+            greeting = self.handler.connected()
+        except PeerGone:
+            if not self.deaf:
+                raise
+        else:
+            if greeting is not None:
+                self._work = self._greeting(greeting)
+                self.pull()
 
     def receive(self, data: bytes) -> bool:
         """Handle the messages that `data` completes, as far as it goes without a pause.
@@ -182,11 +189,9 @@ class Conversation:
         self.wants_tls = False
         self.handler.framing = self.handler.framing.fresh()
 
-    def _greeting(self) -> Iterator[None]:
+    def _greeting(self, greeting: Any) -> Iterator[None]:
         try:
-            greeting = self.handler.connected()
-            if greeting is not None:
-                yield from self._deliver(greeting)
+            yield from self._deliver(greeting)
         except PeerGone:
             if not self.deaf:
                 raise

@@ -63,12 +63,7 @@ def converse(handler: Any) -> None:
         outcome = BAD_MESSAGE
         raise
     finally:
-        driver.account(outcome)
-        driver.ends(outcome)
-        try:
-            handler.disconnected(outcome)
-        finally:
-            driver.let_go()
+        driver.end(outcome)
 
 
 class BlockingDriver:
@@ -152,31 +147,33 @@ class BlockingDriver:
             self._log(self._lost)
             return self._lost
 
-    def account(self, outcome: str) -> None:
-        account = self._account
+    def end(self, outcome: str) -> None:
+        """Write the account and let the handler take leave.
+
+        What it sends from now on reaches the peer, if it can, and raises nothing.
+        """
+        conversation, account = self._conversation, self._account
         if account is not None:
             account.outcome = outcome
             account.bytes_in = self.bytes_in
             account.bytes_out = self.bytes_out
-
-    def ends(self, outcome: str) -> None:
-        """Have what is sent from now on reach the peer, if it can, and raise nothing."""
         self._ends = True
         if outcome in UNHEARD:
             self._lost = self._lost or outcome
         elif self._was_silent:
             self._lost = None
-
-    def let_go(self) -> None:
-        """Let go of the handler, which has taken leave."""
-        # It and this would otherwise keep each other until the garbage collector comes by.
-        self._conversation.handler = None
+        try:
+            conversation.handler.disconnected(outcome)
+        finally:
+            # It and this would otherwise keep each other until the garbage collector comes by.
+            conversation.handler = None
 
     def _converse(self) -> str:
         conversation = self._conversation
         account = self._account
         conversation.greet()
-        self._reply()
+        if conversation.out or conversation.busy:
+            self._reply()
         if conversation.wants_tls and (outcome := self._secure()):
             return outcome
         while not conversation.closing:

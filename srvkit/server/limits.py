@@ -58,6 +58,12 @@ class LimitSettings:
     max_rss: Size = setting(0, "a worker that has grown larger than this retires; 0: never", minimum=0)
 
     @cached_property
+    def first_look(self) -> float:
+        """Seconds after which a connection may have passed a limit, be it silent from the start; 0: none."""
+        limits = self.first_byte_timeout, self.idle_timeout, self.request_timeout
+        return min(filter(None, limits), default=0.0)
+
+    @cached_property
     def waits(self) -> tuple[Wait, Wait, Wait]:
         """How long the first read of a handler that does its own I/O may wait, a later one, and a write."""
         return waits_of(self)

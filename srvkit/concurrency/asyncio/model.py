@@ -64,7 +64,6 @@ class TaskMixIn(EventMixIn):
     loop = "auto"
     cutting = False  # whether abort_all() was called
     alone = False  # whether the loop is for one request only
-    first_look = 0.0  # seconds after which a new connection may have passed a limit; 0: it has none
     _polled = False
     _link: Any = None  # the class of what keeps a coroutine's request
 
@@ -90,9 +89,6 @@ class TaskMixIn(EventMixIn):
 
             is_stream = getattr(self, "socket_type", SOCK_STREAM) == SOCK_STREAM
             self._link = StreamTransport if is_stream else DatagramTask
-        if (limits := self.limits) is not None:
-            kept = limits.first_byte_timeout, limits.idle_timeout, limits.request_timeout
-            self.first_look = min(filter(None, kept), default=0.0)
         self._polled = not getattr(self.service_actions, "event_driven", False)
 
     def loop_ends(self, loop: Any) -> None:

@@ -230,9 +230,7 @@ class StreamTransport(LoopConnection, HandlerTask):
         self._watch(READ)
         if getattr(self._request, "pending", False):  # a plain socket where a program has made the server
             self._readable()
-        server = self._server
-        if server.first_look:
-            server.timers.schedule(self, self._began + server.first_look)
+        self._begin_limits()
 
     # ---- for the writer, and whoever asks for `writer.transport`
 
