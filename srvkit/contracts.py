@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 Duration = Annotated[float, "duration"]  # seconds; in TOML also "250ms", "30s", "5m", "1h"
 Size = Annotated[int, "size"]  # bytes; in TOML also "64KiB", "1MiB"
@@ -55,13 +55,13 @@ def event_driven(method: Any) -> Any:
     return method
 
 
-def passes_datagrams(step: Any) -> Any:
-    """Mark a mixin's step that does nothing with a datagram but pass it on, to be handled at once.
+LET_ALL_IN: set[Any] = set()  # each `verify_request` that asks nothing, of no request
 
-    Without the mark an override is called for each datagram.
-    """
-    step.passes_datagrams = True
-    return step
+
+def lets_all_in(verify_request: Any) -> Any:
+    """Put a `verify_request` among those that ask nothing."""
+    LET_ALL_IN.add(verify_request)
+    return verify_request
 
 
 class Package(NamedTuple):
@@ -230,6 +230,32 @@ class ChildSignals(Protocol):
         """Have these called, the rest forgotten, and nothing held back any more; in a child."""
 
 
+class Stage:
+    """One stage of admission, of those that a request passes before the model gets it.
+
+    It either decides at once, by `admit`, or `waits` for the peer, from `begin` on. One that `counts` keeps
+    its count for one server, and hears of the end of each request by `release`.
+    """
+
+    waits = False
+    counts = False
+
+    def for_server(self) -> Self:
+        """Return the stage for one server more; itself, where it does not count."""
+        return self
+
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Return None for who may pass, else why not; "" where that was said already."""
+        raise NotImplementedError
+
+    def begin(self, admission: Any, record: Any) -> None:
+        """Wait for the peer in the loop; `admission.go_on(record, self)` or `admission.end` comes next."""
+        raise NotImplementedError
+
+    def release(self, server: Any, record: Any) -> None:
+        """Hear that a request has ended, in whatever thread; also of one that was never admitted."""
+
+
 class Link(Protocol):
     """Where a message handler's bytes go; each concurrency model brings its own."""
 
@@ -275,6 +301,8 @@ class Steps:
     _srvkit_loop: Any = None
     _srvkit_loop_thread: int | None = None
     _srvkit_listeners: Sequence[Any] = ()
+    _srvkit_admission: Any = None  # of a server from TOML, which keeps a record of each request
+    _srvkit_link: Any = None  # what a model makes of each request in its loop, which ends the request itself
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Let a class behind this one keep its own names: a program's server may have a `drain`, too."""
@@ -306,6 +334,14 @@ class Steps:
     @_handed_on
     def requests_taken(self) -> None:
         """Do what is to be done once for all requests of a burst."""
+
+    @_handed_on
+    def request_admitted(self, request: Any) -> None:
+        """Hear of a request of a server from TOML that is about to be handled, or to shake hands."""
+
+    @_handed_on
+    def request_ended(self, request: Any) -> None:
+        """Hear of its end, before its seat is given back; in the child, too, if one handled it."""
 
     @_handed_on
     def request_done(self, request: Any) -> None:
@@ -375,10 +411,11 @@ class Steps:
         ) -> None: ...
         def verify_request(self, request: Any, client_address: Any) -> bool: ...
         def refuse_request(self, request: Any) -> None: ...
+        def fileno(self) -> int: ...
+        def _handle_request_noblock(self) -> None: ...
         def requests_at_hand(self) -> list[Any]: ...
         def own_error(self, request: Any, error: BaseException | None) -> BaseException | None: ...
         def handle_error(self, request: Any, client_address: Any) -> None: ...
-        def _listen_again(self) -> None: ...
         def secure(self, request: Any, done: Callable[[str, Exception | None], object]) -> None: ...
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from srvkit.concurrency.loop_connection import State
 from srvkit.config.model import settings_table
-from srvkit.server.admission import AdmissionMixIn
+from srvkit.server.admission import Admission
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "srvkit"
@@ -132,7 +132,7 @@ def test_the_limits_of_a_connection_are_settings() -> None:
 def test_what_tells_the_state_of_a_connection_is_in_the_code() -> None:
     connection = importlib.import_module("srvkit.concurrency.message_connection").MessageConnection
     there = {slot for one in connection.__mro__ for slot in getattr(one, "__slots__", ())}
-    there |= {*State.__members__, *AdmissionMixIn.__annotations__, "Lingering"}
+    there |= {*State.__members__, *vars(Admission(None, ())), "Lingering"}
     named = {name for row in table("The life of a connection") for name in words(row[3])}
     assert named <= there
     assert len(named) > 8

@@ -10,7 +10,6 @@ from typing import Any
 
 from srvkit.concurrency.loop_connection import ConnectionKeeper
 from srvkit.concurrency.message_connection import MessageConnection
-from srvkit.contracts import passes_datagrams
 
 
 class EventMixIn(ConnectionKeeper):
@@ -21,19 +20,10 @@ class EventMixIn(ConnectionKeeper):
     """
 
     handler_kinds = frozenset({"message"})
+    datagrams_in_turn = frozenset({"message"})
 
-    @passes_datagrams
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Add the connection to the loop; a datagram is handled at once."""
-        if self._joins_loop(request):
-            self.finish_request(request, client_address)
-        else:
-            super().process_request(request, client_address)
-
-    @passes_datagrams
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Let a handler handle the connection, from now on whenever something arrives."""
-        if self._joins_loop(request):
-            MessageConnection(self, self._srvkit_loop, request, client_address).begin()
-        else:
-            super().finish_request(request, client_address)
+    def loop_begins(self, loop: Any) -> None:
+        """Have connections join the loop from now on. May be extended."""
+        super().loop_begins(loop)
+        if self._takes_connections():
+            self._srvkit_link = MessageConnection

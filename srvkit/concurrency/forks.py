@@ -263,7 +263,7 @@ class ForkingMixIn(SslListener):
     def _drain_handlers(self, request: Any) -> dict[int, Callable[[int, Any], object]]:
         def drain(number: int, _: Any) -> None:
             self.draining, self.patience = True, float(number == DRAIN_WITH_PATIENCE)
-            if getattr(request, "idle", False) and not (self.patience and request.waits <= 1):
+            if getattr(request, "idle", False) and not (self.patience and not request.bytes_in):
                 end_reading(request, None)
 
         return {signal.SIGTERM: drain, DRAIN_WITH_PATIENCE: drain}

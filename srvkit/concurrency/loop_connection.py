@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
+from socket import SOCK_STREAM
 from time import monotonic
 from typing import Any
 
@@ -55,11 +56,14 @@ class ConnectionKeeper(Steps):
         """End the connections that are left: nobody would read from them any more. May be extended."""
         for link in list(self.links):
             link.leave_behind()
+        self._srvkit_link = None
         super().loop_ends(loop)
 
-    def _joins_loop(self, request: Any) -> bool:
-        """Tell whether the request is to live in the loop: there is one, and it is no datagram."""
-        return self._srvkit_loop is not None and not isinstance(request, tuple)
+    def _takes_messages(self) -> bool:
+        return hasattr(self.RequestHandlerClass, "handle_message")
+
+    def _takes_connections(self) -> bool:
+        return bool(getattr(self, "socket_type", SOCK_STREAM) == SOCK_STREAM)
 
     def drain(self, patience: float = 0.0) -> None:
         """Drain; connections that are idle between two messages end at once."""
@@ -87,13 +91,14 @@ class LoopConnection:
         "_began",
         "_client_address",
         "_interest",
-        "_last",
+        "last",
         "_limits",
         "_loop",
         "_request",
         "_server",
         "_state",
         "_unsent",
+        "at_work",
         "bytes_in",
         "bytes_out",
         "outcome",
@@ -102,13 +107,14 @@ class LoopConnection:
     _began: float  # when that began which request_timeout bounds; 0 for not at all
     _client_address: Any
     _interest: int  # READ, WRITE or both: what the loop watches the socket for
-    _last: float  # when something came in or went out
+    last: float  # when something came in or went out
     _limits: Any
     _loop: Any
     _request: Any
     _server: Any
     _state: State
     _unsent: bytearray | None  # what the peer has not taken yet
+    at_work: float  # since when its handler runs; 0 while it does not
     bytes_in: int
     bytes_out: int
     outcome: str  # how it ends, once that is known
@@ -118,13 +124,16 @@ class LoopConnection:
         self._server = server
         self._loop = loop
         self._request = request
+        if isinstance(request, Connection):
+            request.driver = self
         self._client_address = client_address
         self._limits = server.limits
         self._state = OPEN
         self._interest = 0
         self._unsent = None
-        self._last = loop.now
+        self.last = loop.now
         self._began = 0.0
+        self.at_work = 0.0
         self.outcome = ""
         self.bytes_in = 0
         self.bytes_out = 0
@@ -134,6 +143,11 @@ class LoopConnection:
     def request(self) -> Any:
         """The connection's socket."""
         return self._request
+
+    @property
+    def idle(self) -> bool:
+        """Whether the connection is between two messages, as far as srvkit knows."""
+        return False
 
     @property
     def ended(self) -> bool:
@@ -198,7 +212,7 @@ class LoopConnection:
 
     def _must_wait(self) -> None:
         """Note that from now on the peer is to take something."""
-        self._last = monotonic()  # the loop's time may be from long before
+        self.last = monotonic()  # the loop's time may be from long before
 
     def _waits(self, data: Any) -> bool:
         """Keep what cannot be sent now, or nothing where it never can; return False where it can."""
@@ -220,14 +234,14 @@ class LoopConnection:
             sent = self._request.send(self._unsent, DONT_WAIT)
         except BlockingIOError as error:
             if getattr(error, "characters_written", 0):  # of what is encrypted already
-                self._last = monotonic()
+                self.last = monotonic()
             return
         except OSError as error:
             self._unsent = None
             self._cannot_send(error)
             self._all_sent()
             return
-        self._last = monotonic()  # a coroutine may have held up the loop, whose time is older
+        self.last = monotonic()  # a coroutine may have held up the loop, whose time is older
         self.bytes_out += sent
         del self._unsent[:sent]
         if not self._unsent:
@@ -256,7 +270,7 @@ class LoopConnection:
     def _go_on_encrypted(self, outcome: str, error: Exception | None) -> None:
         if self._state is HANDSHAKE:  # else it was closed meanwhile
             self._state = OPEN
-        self._last = self._loop.now  # the peer's time for what was written meanwhile begins now
+        self.last = self._loop.now  # the peer's time for what was written meanwhile begins now
         self._handshake_over(outcome, error)
         if not outcome:
             unsent, self._unsent = self._unsent, None
@@ -281,7 +295,7 @@ class LoopConnection:
         """Have the limits looked at when the first one may have passed; before anything is waited for."""
         limits = self._limits
         if limits is not None and limits.first_look:
-            self._server.timers.schedule(self, self._last + limits.first_look)
+            self._server.timers.schedule(self, self.last + limits.first_look)
 
     def _reschedule(self) -> None:
         """Have the limits looked at when the next one may have passed; no more once the end has come."""
@@ -321,12 +335,15 @@ class LoopConnection:
     # ---- the end
 
     def _write_account(self, outcome: str = "") -> None:
-        """Tell the server what came and went, and the outcome where it is not to keep the one it has."""
+        """Write down what came and went, and the outcome where it is not to keep the one it has."""
         request = self._request
         if isinstance(request, Connection):
             request.outcome = outcome or request.outcome
             request.bytes_in = self.bytes_in
             request.bytes_out = self.bytes_out
+            request.last = self.last
+            if self._state is ENDED:
+                request.driver = None  # they would otherwise keep each other
 
     def _give_back(self) -> None:
         """Let the server have the socket, which shuts it down; nothing comes after this."""

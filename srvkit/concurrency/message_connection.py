@@ -43,14 +43,14 @@ NOTHING: Any = ()  # in place of an empty list of replies, which would take memo
 class MessageConnection(LoopConnection, Conversation):
     """One connection of a loop and its conversation."""
 
-    __slots__ = (*LoopConnection.SLOTS, "_at_work", "_context", "_goes_on")
+    __slots__ = (*LoopConnection.SLOTS, "_context", "_goes_on")
 
     def __init__(self, server: Any, loop: EventLoop, request: Any, client_address: Any) -> None:
         super().__init__(None)
         self._set_up(server, loop, request, client_address)
         self.out = NOTHING
         self._context = Context()  # each connection has one of its own
-        self._at_work = False  # whether its own handler runs
+        self.at_work = 0.0
         self._goes_on = False  # whether it goes on in the loop's next turn
         # `closing` is ASKED as long as the end is on its way: no further message is handled by then.
 
@@ -59,7 +59,7 @@ class MessageConnection(LoopConnection, Conversation):
     def send(self, message: bytes, encode: Encode) -> None:
         if threading.get_ident() != self._server._srvkit_loop_thread:
             self._loop.call_soon(partial(self._enter, partial(self._send_for_thread, message, encode)))
-        elif self._at_work:
+        elif self.at_work:
             self.hold(message, encode)
             self._flush()
         elif self._state is not ENDED:
@@ -175,9 +175,8 @@ class MessageConnection(LoopConnection, Conversation):
         if not data:
             self._attempt(self._peer_ended)
             return True
-        self._last = self._loop.now
+        self.last = self.at_work = self._loop.now
         self.bytes_in += len(data)
-        self._at_work = True
         out: list[bytes] = []
         self.out = out
         try:
@@ -192,26 +191,26 @@ class MessageConnection(LoopConnection, Conversation):
         except BaseException as error:
             self._failed(error)
         finally:
-            self._at_work = False
+            self.at_work = 0.0
         return True
 
     def _must_wait(self) -> None:
-        if self._at_work:  # else nothing is answered: it is what others send
-            self._began = self._began or self._last
+        if self.at_work:  # else nothing is answered: it is what others send
+            self._began = self._began or self.last
         super()._must_wait()
 
     def _all_sent(self) -> None:
         self._attempt(self._go_on)
 
     def _greet(self) -> None:
-        self._at_work = True
+        self.at_work = self._loop.now
         self.out = []
         try:
             self._context.run(self.greet)
             if self.out:
                 self._flush()
         finally:
-            self._at_work = False
+            self.at_work = 0.0
         if self._work is not None:
             self._go_on()
         self.out = NOTHING
@@ -221,7 +220,7 @@ class MessageConnection(LoopConnection, Conversation):
     def _go_on(self) -> None:
         """Handle messages until they are done, the peer must take something, or others have their turn."""
         if self._work is not None:
-            self._at_work = True
+            self.at_work = self._loop.now
             self.out = []
             try:
                 for _ in range(TURN):
@@ -230,7 +229,7 @@ class MessageConnection(LoopConnection, Conversation):
                     self._context.run(self.pull)
                     self._flush()
             finally:
-                self._at_work = False
+                self.at_work = 0.0
         self.out = NOTHING
         self._update_interest()
 
@@ -311,7 +310,7 @@ class MessageConnection(LoopConnection, Conversation):
             if self._server.draining:
                 self._say_last_words()
         elif not self._began:
-            self._began = self._last
+            self._began = self.last
             if self._interest == READ and self._limits is not None and self._limits.request_timeout:
                 self._reschedule()
         return READ
@@ -343,7 +342,7 @@ class MessageConnection(LoopConnection, Conversation):
             return False  # the framing's own fault, which is told where it is fed
 
     def _spans(self, now: float) -> tuple[float | None, float | None]:
-        quiet = now - self._last
+        quiet = now - self.last
         return (None, quiet) if self._unsent else (quiet, None)
 
     # ---- ends
@@ -441,13 +440,13 @@ class MessageConnection(LoopConnection, Conversation):
         # handler.link and this would otherwise keep each other until the garbage collector comes by.
         handler, self.handler = self.handler, None
         self.out = []
-        self._at_work = True
+        self.at_work = self._loop.now
         try:
             self._context.run(handler.disconnected, outcome)
         except BaseException as error:
             self._report(error)
         finally:
-            self._at_work = False
+            self.at_work = 0.0
         if self.out:
             self._flush()
 

@@ -47,32 +47,30 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._srvkit_taken.pop(id(request), None)
+            self._srvkit_taken.pop()
             self.resume_accepting(FULL, self._is_busy)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a thread handle the request, and stop accepting when it was the last one free."""
-        if self._waits_in_loop(request):
+        if self._srvkit_link is not None:  # it waits in the loop
             self.finish_request(request, client_address)
             return
-        taken = self._srvkit_taken
-        taken[id(request)] = request
+        self._srvkit_taken.append(None)
         try:
             super().process_request(request, client_address)
         except BaseException:
-            taken.pop(id(request), None)
+            self._srvkit_taken.pop()
             raise
         if self._is_busy():
             self.pause_accepting(FULL)
             if not self._is_busy():  # one came free between the count and the pause
                 self.resume_accepting(FULL, self._is_busy)
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Let a handler handle the request: here and now, or in the loop whenever something arrives."""
-        if self._waits_in_loop(request):
-            PooledConnection(self, self._srvkit_loop, request, client_address).begin()
-        else:
-            super().finish_request(request, client_address)
+    def loop_begins(self, loop: Any) -> None:
+        """Have connections of message handlers wait in the loop from now on. May be extended."""
+        super().loop_begins(loop)
+        if self._takes_connections() and self._takes_messages():
+            self._srvkit_link = PooledConnection
 
     def run_step(self, step: Callable[[], object]) -> None:
         """Take the step in a thread, or here while all of them are busy."""
@@ -93,15 +91,13 @@ class ThreadPoolMixIn(ConnectionKeeper, ThreadingMixIn):
     def _is_busy(self) -> bool:
         return len(self._srvkit_taken) >= self.threads
 
-    def _waits_in_loop(self, request: Any) -> bool:
-        return self._joins_loop(request) and hasattr(self.RequestHandlerClass, "handle_message")
-
     def _may_put_off_handshakes(self) -> bool:
-        return super()._may_put_off_handshakes() and not hasattr(self.RequestHandlerClass, "handle_message")
+        return super()._may_put_off_handshakes() and not self._takes_messages()
 
     @property
-    def _srvkit_taken(self) -> dict[int, Any]:
-        taken: dict[int, Any] = vars(self).setdefault("_requests_in_pool", {})
+    def _srvkit_taken(self) -> list[None]:
+        """One entry for each thread that a request holds: a list changes its length in one step."""
+        taken: list[None] = vars(self).setdefault("_threads_taken", [])
         return taken
 
     def _srvkit_new_executor(self) -> ThreadExecutor:

@@ -11,3 +11,4 @@ class SerialMixIn:
     """
 
     handler_kinds = frozenset({"blocking", "message"})
+    datagrams_in_turn = handler_kinds

@@ -7,9 +7,10 @@ of `[server.NAME.tls]`, is not concerned.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from srvkit.contracts import Steps
+from srvkit.contracts import LET_ALL_IN, Steps
 
 
 class SslListener(Steps):
@@ -52,5 +53,6 @@ class SslListener(Steps):
             self.handshakes_due = True
 
     def _may_put_off_handshakes(self) -> bool:
-        module = getattr(self.verify_request, "__module__", "")
-        return module == "socketserver" or module.startswith("srvkit.")
+        verify = getattr(self.verify_request, "__func__", self.verify_request)
+        standard = sys.modules.get("socketserver")
+        return verify in LET_ALL_IN or (standard is not None and verify is standard.BaseServer.verify_request)

@@ -18,15 +18,16 @@ from typing import Any
 from srvkit.concurrency.serial import SerialMixIn
 from srvkit.config.cpus import usable_cpus
 from srvkit.config.edge import Edge
-from srvkit.config.handler_shape import doubt_about, flaw_of, keeps_one_process, runs_under
+from srvkit.config.handler_shape import doubt_about, flaw_of, keeps_one_process, runs_under, takes_turns
 from srvkit.config.model import Choice, Config, Problems, ServerSettings, convert_options
 from srvkit.contracts import missing_packages, needed_packages
 from srvkit.errors import ConfigError, PluginError, Problem, did_you_mean
 from srvkit.net.address import Address, overlap, parse
 from srvkit.net.listener import Listener, SocketSettings, bind_each
 from srvkit.net.tls_context import ServerTls
-from srvkit.plugins.hook_mixins import hook_mixins
+from srvkit.plugins.hook_mixins import hook_mixins, verify_stage
 from srvkit.plugins.manager import Offer, Plugins
+from srvkit.server.admission import StandardVerify
 from srvkit.server.base import BaseServer
 from srvkit.server.blocking_handler import DatagramRequestHandler, StreamRequestHandler, kind_of
 from srvkit.server.datagram import UDPServer, UnixDatagramServer
@@ -402,7 +403,12 @@ class _Composer:
                 attributes["max_message"] = framing.limit if framing else self.settings.limits.max_message
         attributes |= getattr(model.cls, "managed", {})
         attributes |= edge.attributes
-        bases = (*edge.before, *hook_mixins(self.plugins), *edge.behind, *mixins, base)
+        hooks = verify_stage(self.plugins)
+        if hasattr(model.cls, "verify_request"):  # of somebody else's
+            hooks.insert(0, StandardVerify())
+        one_by_one = address.kind == "datagram" and takes_turns(handler, model.cls)
+        attributes["admission"] = edge.stages(hooks, has_capacity=not one_by_one)
+        bases = (*hook_mixins(self.plugins), *mixins, base)
         return type(_class_name(self.name, base), bases, attributes)
 
 
@@ -442,11 +448,13 @@ def _class_name(name: str, base: type[BaseServer]) -> str:
 
 
 def _assignments(attributes: Mapping[str, Any]) -> list[str]:
-    return [
-        f"    {name} = {value.__name__ if isinstance(value, type) else repr(value)}"
-        for name, value in attributes.items()
-        if not name.startswith("_")
-    ]
+    lines = []
+    for name, value in attributes.items():
+        if name == "admission" and value:  # the order in which a connection passes them
+            lines += [f"    {name} = (", *(f"        {stage!r}," for stage in value), "    )"]
+        elif not name.startswith("_"):
+            lines.append(f"    {name} = {value.__name__ if isinstance(value, type) else repr(value)}")
+    return lines
 
 
 def _report_shared_addresses(plans: Sequence[Plan], problems: Problems) -> None:

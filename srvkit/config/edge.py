@@ -11,16 +11,17 @@ from typing import Any
 
 from srvkit.config.model import Problems, ServerSettings
 from srvkit.config.toml import Key
+from srvkit.contracts import Stage
 from srvkit.net.access import Rules, parse_rule
 from srvkit.net.address import Address
 from srvkit.net.connection import Connection, TimedConnection
 from srvkit.net.tls_context import ServerTls
-from srvkit.server.admission import AdmissionMixIn
-from srvkit.server.limits import LimitsMixIn
+from srvkit.server.admission import ProxyStage, TlsStage, TrustedProxies
+from srvkit.server.limits import Access, Capacity, PerClient
 
 
 class Edge:
-    """The edge of one server; `before` and `behind` the plugins' hooks stand mixins with `attributes`.
+    """The edge of one server: the stages of its admission, and what its class has of it as `attributes`.
 
     `is_complete` is False where certificates are configured and were not loaded: such a server must not
     be made, for it would serve in the clear.
@@ -31,19 +32,30 @@ class Edge:
         self._settings = settings
         self._tls = tls
         self._problems = problems
-        proxy, access, limits = settings.proxy, settings.access, settings.limits
+        proxy, access = settings.proxy, settings.access
         self._access = self._rules("access", {"allow": access.allow, "deny": access.deny})
         self._trusted = self._rules("proxy", {"trusted": proxy.trusted} if proxy is not None else {})
         self.is_complete = settings.tls is None or tls is not None
-        self.attributes: dict[str, Any] = {}
-        self.before: list[type[Any]] = []
-        self.behind: list[type[Any]] = []
-        if tls is not None or proxy is not None:
-            self.before.append(AdmissionMixIn)
-            self.attributes |= {"tls": tls, "proxy": proxy, "trusted": self._trusted}
-        if self._access or limits.max_per_client or limits.connect_rate:
-            self.behind.append(LimitsMixIn)
-            self.attributes["access"] = self._access
+        self.attributes: dict[str, Any] = {} if tls is None else {"tls": tls}
+
+    def stages(self, hooks: Sequence[Stage], *, has_capacity: bool) -> tuple[Stage, ...]:
+        """Return the stages in their order; `hooks` are those of plugins and of the model.
+
+        `has_capacity` is whether more than one request can be open at once.
+        """
+        settings, limits, stages = self._settings, self._settings.limits, list[Stage]()
+        if has_capacity:
+            stages.append(Capacity(limits.max_connections, limits.when_full))
+        if settings.proxy is not None:
+            stages += TrustedProxies(self._trusted), ProxyStage(settings.proxy)
+        if self._access:
+            stages.append(Access(self._access))
+        if limits.max_per_client or limits.connect_rate:
+            stages.append(PerClient(limits.max_per_client, limits.connect_rate))
+        stages += hooks
+        if self._tls is not None and self._tls.begins_at_once:
+            stages.append(TlsStage(self._tls))
+        return tuple(stages)
 
     def check(self, addresses: Sequence[Address]) -> None:
         """Report what these addresses cannot have."""

@@ -35,6 +35,11 @@ def runs_under(handler: type[Any], model: Any) -> bool:
     return kind_of(handler) in model.handler_kinds and not (keeps_one_process(handler) and forks(model))
 
 
+def takes_turns(handler: type[Any], model: Any) -> bool:
+    """Tell whether a concurrency model handles the datagrams for a handler one after the other."""
+    return kind_of(handler) in getattr(model, "datagrams_in_turn", ())
+
+
 def doubt_about(handler: type[Any]) -> str:
     """Return what a handler seems to lack, although somebody may want it so; "" for nothing."""
     kind = kind_of(handler)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import enum
 import os
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, get_args, get_origin
@@ -39,6 +40,7 @@ _PLAIN: dict[Any, str] = {
     bytes: "a string",
 }
 # What is made of a text, and what one calls it.
+_PATHS = {one for name, one in vars(pathlib).items() if name.endswith("Path")}  # what one is made of
 _OF_TEXT = {
     "ipaddress.IPv4Address": "an IPv4 address",
     "ipaddress.IPv6Address": "an IPv6 address",
@@ -71,7 +73,7 @@ def reader_of(wanted: Any) -> Reader | None:
     name = f"{wanted.__module__}.{wanted.__qualname__}"
     if issubclass(wanted, enum.Enum):
         return lambda value: _member(wanted, value)
-    if issubclass(wanted, os.PathLike) and wanted.__module__.startswith("pathlib"):
+    if wanted in _PATHS:
         path: Any = wanted
         return lambda value: path(_text(value, "a path"))
     if name in _OF_TEXT:

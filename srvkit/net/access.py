@@ -71,6 +71,7 @@ class Rules:
     """
 
     def __init__(self, allow: Sequence[str], deny: Sequence[str] = ()) -> None:
+        self._lists = {"allow": list(allow), "deny": list(deny)}
         verdicts = _verdicts(allow, deny)
         self.has_networks = any(rule.kind in ("ipv4", "ipv6") for rule in verdicts)
         self.has_users = any(rule.kind in ("uid", "gid") for rule in verdicts)
@@ -79,6 +80,9 @@ class Rules:
         self._networks = {4: _tables(verdicts, "ipv4", 32), 16: _tables(verdicts, "ipv6", 128)}
         self._users = {rule.value: verdict for rule, verdict in verdicts.items() if rule.kind == "uid"}
         self._groups = {rule.value: verdict for rule, verdict in verdicts.items() if rule.kind == "gid"}
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}={entries!r}" for name, entries in self._lists.items() if entries)
 
     def __bool__(self) -> bool:
         return self.has_networks or self.has_users

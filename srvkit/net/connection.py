@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import sys
+from math import inf
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
@@ -44,9 +45,9 @@ def accept(listening: socket.socket, make: type[Accepted]) -> tuple[Accepted, An
     return make(_family(listening), _type(listening), listening.proto, fd), address
 
 
-def account_of(request: Any) -> Any:
-    """Return where the account of a request is kept: its connection, or what a datagram is answered by."""
-    return request[1] if isinstance(request, tuple) else request
+def is_datagram(thing: Any) -> bool:
+    """Tell whether a request, of whatever server, is a datagram with its socket, and no connection."""
+    return isinstance(thing, tuple)
 
 
 def wait_for(sock: Any, events: int, seconds: float | None) -> None:
@@ -64,16 +65,33 @@ def wait_for(sock: Any, events: int, seconds: float | None) -> None:
 
 
 class Connection(socket.socket):
-    """A socket with an account of itself."""
+    """A socket that is the record of its connection: all that is known of it beside what is said on it.
 
+    Whoever moves its bytes writes here, or is the `driver` and has the account until the end. Times are on
+    the monotonic clock. A `net.datagrams.Datagram` has the same names.
+    """
+
+    # What every connection has from the moment it is registered: no dictionary for those that are idle.
+    __slots__ = ("__dict__", "client_address", "driver", "number", "since")
+
+    number: int  # among all that its server has taken, from 1
+    since: float  # when it was taken
+    client_address: Any  # the client's, which a proxy may have told
+    driver: Any  # the connection of a loop that has the account as long as it lasts; None where there is none
+    peer_address: Any = None  # the proxy's, where there is one
+    proxy: Any = None  # the header by which it spoke for its client
+    client: Any = None  # as whom `max_per_client` counts it, while it does
+    is_admitted = False  # whether it was counted as accepted, so that its end counts, too
+    row: int | None = None  # where the child that handles it leaves its account
+    opened = 0.0  # when plugins heard of it
     bytes_in = 0
     bytes_out = 0
     outcome = CLOSED
+    fault: Exception | None = None  # what its peer is to blame for, once there is something
     idle = False  # between two messages: a server that stops may end it at once
-    waits = 0  # one more when a message handler begins to wait for the peer, and when it ends: odd meanwhile
+    last = 0.0  # when bytes were received or sent last; 0 for never
+    at_work = inf  # since when its handler works without waiting for the peer; 0 while it waits, inf before
     pending = False  # whether something was received that recv() has not returned
-    client_address: Any = None  # whom a proxy has spoken for; None where nobody has
-    proxy: Any = None  # the header by which it did
 
     def time_for(self, seconds: float) -> float:
         """Return how long something may take that has so many seconds (0: no bound) of its own."""
@@ -89,7 +107,6 @@ class TimedConnection(Connection):
     holds in any case.
     """
 
-    fault: OSError | None = None  # what the peer did, once it did
     deadline: float | None = None
     _first_read: Limit = (None, IDLE_TIMEOUT)
     _later_read: Limit = (None, IDLE_TIMEOUT)
@@ -125,6 +142,7 @@ class TimedConnection(Connection):
             data = super().recv(*args)
         except OSError as error:
             self._failed(error, outcome)
+        self.at_work = self.last = monotonic()
         if not data:
             self.outcome = EOF
         self.bytes_in += len(data)
@@ -136,6 +154,7 @@ class TimedConnection(Connection):
             count = super().recv_into(*args)
         except OSError as error:
             self._failed(error, outcome)
+        self.at_work = self.last = monotonic()
         if not count:
             self.outcome = EOF
         self.bytes_in += count
@@ -147,6 +166,7 @@ class TimedConnection(Connection):
             count = super().send(*args)
         except OSError as error:
             self._failed(error, outcome)
+        self.at_work = self.last = monotonic()
         self.bytes_out += count
         return count
 
@@ -156,6 +176,7 @@ class TimedConnection(Connection):
             count = super().sendmsg(*args)
         except OSError as error:
             self._failed(error, outcome)
+        self.at_work = self.last = monotonic()
         self.bytes_out += count
         return count
 
@@ -175,11 +196,13 @@ class TimedConnection(Connection):
             count = super().sendfile(*args, **settings)
         except OSError as error:
             self._failed(error, outcome)
+        self.at_work = self.last = monotonic()
         self.bytes_out = before + count  # where the platform has no sendfile(2), send() has counted already
         return count
 
     def _begin(self, limit: Limit) -> str:
         """Put a limit in force, or what holds in its place; return what it means when it passes."""
+        self.at_work = 0.0
         seconds, outcome = limit
         if self._own is not None:
             (seconds,) = self._own
@@ -195,6 +218,7 @@ class TimedConnection(Connection):
         return outcome
 
     def _failed(self, error: OSError, outcome: str) -> NoReturn:
+        self.at_work = monotonic()
         if not isinstance(error, BlockingIOError):  # with that one, the handler chose not to wait
             if not isinstance(error, TimeoutError):
                 outcome = lost_outcome(self, self.bytes_in)

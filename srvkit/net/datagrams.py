@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from srvkit.errors import PeerGone
@@ -81,6 +82,56 @@ class PinnedSocket:
         if self._socket.family == socket.AF_INET6 and ":" not in address[0]:
             address = ("::ffff:" + address[0], *address[1:])
         return self._socket.sendmsg([data], self._ancillary, flags, address)
+
+
+class Datagram(tuple[bytes, Any]):
+    """A datagram and the socket to answer it with, as handlers have it; and its record, as of a connection.
+
+    Made where each datagram takes the steps of a request by itself. See `net.connection.Connection` for what
+    the names mean.
+    """
+
+    number = 0
+    since = 0.0
+    client_address: Any = None
+    driver = None
+    peer_address = None
+    proxy = None
+    client: Any = None
+    is_admitted = False
+    row: int | None = None
+    opened = 0.0
+    idle = False
+    at_work = inf
+
+    @property
+    def bytes_in(self) -> int:
+        return len(self[0])
+
+    @property
+    def bytes_out(self) -> int:
+        return getattr(self[1], "bytes_out", 0)
+
+    @property
+    def outcome(self) -> str:
+        return getattr(self[1], "outcome", CLOSED)
+
+    @outcome.setter
+    def outcome(self, outcome: str) -> None:
+        self[1].outcome = outcome
+
+    @property
+    def fault(self) -> Exception | None:
+        return getattr(self[1], "fault", None)
+
+    @fault.setter
+    def fault(self, fault: Exception | None) -> None:
+        self[1].fault = fault
+
+    @property
+    def last(self) -> float:
+        """When it came."""
+        return self.since
 
 
 class ReplySocket:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from srvkit.net.access import Credentials, credentials_of
+from srvkit.net.connection import is_datagram
 from srvkit.protocol.proxy_header import unmapped
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Peer:
 
     def __init__(self, request: Any, address: Any) -> None:
         self.address = address
-        self._request = None if isinstance(request, tuple) else request
+        self._request = None if is_datagram(request) else request
 
     def __repr__(self) -> str:
         known = {"credentials": self.credentials, "tls": self.tls, "proxy": self.proxy}

@@ -1,4 +1,4 @@
-"""The steps of a server at which plugins stand: mixins for `compose` to put in front.
+"""Where plugins stand on the way of a connection: a stage of admission, and mixins in front of a server.
 
 There is one for each group of hooks, and it is used only where some plugin implements one of them, so
 that no connection pays for a hook that nobody has. Servers are known by their steps only.
@@ -10,8 +10,7 @@ import sys
 from time import monotonic
 from typing import Any
 
-from srvkit.contracts import Steps
-from srvkit.net.connection import account_of
+from srvkit.contracts import Stage, Steps
 from srvkit.plugins.manager import Plugins
 
 
@@ -19,28 +18,31 @@ def hook_mixins(plugins: Plugins) -> list[type[Any]]:
     """Return the mixins, with their `plugins` set, that the loaded plugins make necessary."""
     return [
         type(mixin.__name__, (mixin,), {"__module__": __name__, "plugins": plugins})
-        for mixin in (VerifyHookMixIn, ConnectionHooksMixIn, ErrorHookMixIn)
+        for mixin in (ConnectionHooksMixIn, ErrorHookMixIn)
         if any(plugins.implementers(hook) for hook in mixin.hooks)
     ]
 
 
-class VerifyHookMixIn(Steps):
-    """Ask the plugins about each request; any False refuses it."""
+def verify_stage(plugins: Plugins) -> list[Stage]:
+    """Return the stage at which plugins may refuse a request; none where no plugin wants to."""
+    return [VerifyHook(plugins)] if plugins.implementers("srvkit_verify_request") else []
 
-    hooks = ("srvkit_verify_request",)
-    plugins: Plugins
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        if not super().verify_request(request, client_address):
-            return False
-        try:
-            answers = self.plugins.hook.srvkit_verify_request(
-                server=self, request=request, client_address=client_address
-            )
-        except Exception:
-            self.handle_error(request, client_address)
-            return False
-        return not any(answer is False for answer in answers)
+class VerifyHook(Stage):
+    """The stage of the hook `srvkit_verify_request`; any False refuses the request."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self._plugins = plugins
+
+    def __repr__(self) -> str:
+        return "VerifyHook()"
+
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Ask the plugins. Raises what one of them raises: then it is refused, too."""
+        answers = self._plugins.hook.srvkit_verify_request(
+            server=server, request=record, client_address=record.client_address
+        )
+        return "" if any(answer is False for answer in answers) else None
 
 
 class ConnectionHooksMixIn(Steps):
@@ -50,31 +52,26 @@ class ConnectionHooksMixIn(Steps):
     plugins: Plugins
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        opened: dict[int, tuple[Any, float]] = vars(self).setdefault("_opened", {})
-        opened[id(request)] = client_address, monotonic()
+        request.opened = monotonic()
         self.plugins.notify("srvkit_connection_open", server=self, client_address=client_address)
         super().finish_request(request, client_address)
 
     def request_done(self, request: Any) -> None:
         # Before the seat is given back: with the last one a server that stops, and its process, may end.
-        client_address, began = vars(self).get("_opened", {}).pop(id(request), (None, None))
         try:
-            if began is not None:  # else refused, and never opened
-                self._tell_of_the_end(request, client_address, monotonic() - began)
+            if request is not None and request.opened:  # else refused, or handled in a child
+                seconds, request.opened = monotonic() - request.opened, 0.0
+                self.plugins.notify(
+                    "srvkit_connection_close",
+                    server=self,
+                    client_address=request.client_address,
+                    outcome=request.outcome,
+                    seconds=seconds,
+                    bytes_in=request.bytes_in,
+                    bytes_out=request.bytes_out,
+                )
         finally:
             super().request_done(request)
-
-    def _tell_of_the_end(self, request: Any, client_address: Any, seconds: float) -> None:
-        account = account_of(request)
-        self.plugins.notify(
-            "srvkit_connection_close",
-            server=self,
-            client_address=client_address,
-            outcome=getattr(account, "outcome", "closed"),
-            seconds=seconds,
-            bytes_in=len(request[0]) if isinstance(request, tuple) else getattr(request, "bytes_in", 0),
-            bytes_out=getattr(account, "bytes_out", 0),
-        )
 
 
 class ErrorHookMixIn(Steps):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -47,7 +48,7 @@ from srvkit.process.socket_set import NO_NAMES, look_up_names
 from srvkit.process.worker import CANNOT_START, Worker
 from srvkit.server import lingering
 from srvkit.server.blocking_handler import kind_of
-from srvkit.server.stats import ForkedStatsMixIn, OpenRequest, StatsMixIn
+from srvkit.server.stats import ForkedStatsMixIn, StatsMixIn
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
@@ -268,7 +269,7 @@ class SupervisedWorker(Worker):
         self._max_rss = limits.max_rss
         self._runs_in_loop = plan.model == "serial"
         self._blocks = kind_of(plan.handler) == "blocking"
-        self._seen = (0, 0)
+        self._seen: dict[int, float] = {}  # when the connections being handled had moved, at the last look
         self._asked_to_retire = False
         self._is_heard = False  # whether the supervisor knows that it is ready
         self._channel = post.channel
@@ -327,11 +328,13 @@ class SupervisedWorker(Worker):
         """
         if self._blocks and self._server.requests_at_hand():
             self._board.beat()
-        for one in self._server.open_requests():
-            waits = getattr(one.request, "waits", 0)
-            if waits % 2 or (one.number, waits) != self._seen:
+        seen, self._seen = self._seen, {}
+        for record in self._server.requests_at_hand():
+            if record.at_work == inf:  # it waits for its handler
+                continue
+            self._seen[record.number] = record.last
+            if not record.at_work or seen.get(record.number) != record.last:
                 self._board.beat()
-            self._seen = one.number, waits
         self._loop.call_later(self._interval, self._beat_for_handler)
 
     # ---- what it is told
@@ -385,36 +388,37 @@ class SupervisedWorker(Worker):
 
     def _connections(self) -> list[Message]:
         now = monotonic()
-        # Where connections live in a loop, their links keep the account; else the sockets themselves.
-        links = {id(link.request): link for link in list(getattr(self._server, "links", ()))}
         found = []
-        for one in self._server.open_requests():
-            keeper = links.get(id(one.request), one.request)
+        for record in self._server.requests_at_hand():
+            moves = record.driver or record  # in a loop, who moves the bytes has the account
+            at_work = moves.at_work
             found.append(
                 {
-                    "id": f"{self.pid}-{one.number}",
-                    "peer": display(one.client_address),
-                    "seconds": round(now - one.since, 3),
-                    "bytes_in": getattr(keeper, "bytes_in", 0),
-                    "bytes_out": getattr(keeper, "bytes_out", 0),
-                    "state": "idle" if getattr(keeper, "idle", False) else "active",
+                    "id": f"{self.pid}-{record.number}",
+                    "peer": display(record.client_address),
+                    "seconds": round(now - record.since, 3),
+                    "bytes_in": moves.bytes_in,
+                    "bytes_out": moves.bytes_out,
+                    "state": "idle" if moves.idle else "active",
+                    "since_last_byte": round(now - (moves.last or record.since), 3),
+                    "in_handler": round(max(0.0, now - at_work), 3) if at_work else 0.0,
                 }
             )
         return found
 
     def _kill(self, number: int) -> bool:
-        one = next((one for one in self._server.open_requests() if one.number == number), None)
-        if one is None:
+        record = self._server.request_of(number)
+        if record is None:
             return False
         if self._runs_in_loop:
-            self._loop.call_later(KILL_TIME, lambda: self._end_if_still_there(one))
-        return bool(self._server.abort_request(one.request))
+            self._loop.call_later(KILL_TIME, lambda: self._end_if_still_there(record))
+        return bool(self._server.abort_request(record))
 
-    def _end_if_still_there(self, one: OpenRequest) -> None:
+    def _end_if_still_there(self, record: Any) -> None:
         """End the process where a handler that has it to itself takes no notice of its connection's end."""
-        if any(other.number == one.number for other in self._server.open_requests()):
+        if self._server.request_of(record.number) is not None:
             log.error(
-                "%s: %s does not end, so its worker does", self._server.name, display(one.client_address)
+                "%s: %s does not end, so its worker does", self._server.name, display(record.client_address)
             )
             os._exit(1)
 

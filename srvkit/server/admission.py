@@ -1,8 +1,11 @@
-"""What must happen between accepting a connection and handling it: a PROXY header, then a TLS handshake.
+"""What must happen between taking a request and handling it: the stages of admission, one after the other.
 
-Both are awaited in the serving loop, in steps that never wait, each with a deadline of its own. So under
-every model a client that stalls costs nothing but its seat, and whoever is let in has said who it is.
-The work of a handshake is done where the model works (`run_step`).
+    capacity -> access (trusted proxies) -> PROXY header -> access -> limits per client -> hook -> TLS
+
+`compose` makes the tuple of those that a configuration asks for. Most decide at once. A header and a
+handshake are awaited in the serving loop, in steps that never wait, each with a deadline of its own. So under
+every model a client that stalls costs nothing but its seat, and whoever is let in has said who it is. The
+work of a handshake is done where the model works (`run_step`).
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ import logging
 import socket
 from _thread import get_ident
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from srvkit.contracts import Steps
+from srvkit.contracts import Stage
 from srvkit.errors import PeerError
 from srvkit.net.access import Rules
 from srvkit.net.address import display
@@ -35,7 +38,7 @@ from srvkit.protocol.outcomes import (
     TLS_TIMEOUT,
 )
 from srvkit.protocol.proxy_header import LONGEST, ProxyError, ProxyHeader, ProxySettings, parse
-from srvkit.server.base import MAX_CONNECTIONS, STOPPING
+from srvkit.server.registry import Registry
 
 log = logging.getLogger("srvkit.server")
 
@@ -50,137 +53,199 @@ _recv = socket.socket.recv  # the system call: no byte of a header counts as the
 Done = Callable[[str, Exception | None], object]
 
 
-class AdmissionMixIn(Steps):
-    """Keep connections waiting until they may be handled; stands in front of a server class.
+class Admission:
+    """The way of one server's requests from their record to the model, through its stages.
 
-    Class attributes: `tls`, the certificates, and `proxy`, the settings of PROXY headers, with `trusted`,
-    who may send them. Where there is `proxy`, `verify_request` is called twice: for the peer, which must
-    be trusted, and for the client that the header names.
+    Everything but `release` is for the loop's thread.
     """
 
-    tls: ServerTls | None = None
-    proxy: ProxySettings | None = None
-    trusted = Rules(())
-    waiting: dict[PendingHandshake, None]
-    _parked: deque[tuple[Any, Any]]  # who is ready, with addresses, while the model takes no more
-    _srvkit_pauses: set[str]
-    _srvkit_loop_thread: int | None
-    _pending_timers: TimerWheel
-    _srvkit_loop: Any = None
+    def __init__(self, server: Any, stages: Sequence[Stage]) -> None:
+        self.registry = Registry()
+        self.waiting: dict[PendingHandshake, None] = {}
+        self._server = server
+        self._stages = tuple(stage.for_server() for stage in stages)
+        self._releases = tuple(stage.release for stage in self._stages if stage.counts)
+        self._parked: deque[Any] = deque()  # let in, while the model takes no more
+        self.timers: TimerWheel | None = None  # while there is a loop
 
-    def loop_begins(self, loop: Any) -> None:
-        """Begin with nobody waiting. May be extended."""
-        super().loop_begins(loop)
-        self.waiting = {}
-        self._parked = deque()
-        self._pending_timers = TimerWheel(loop)
+    def __str__(self) -> str:
+        return f"{len(self.registry.open)} of {self._server.limits.max_connections} seats taken"
 
-    def loop_ends(self, loop: Any) -> None:
-        """Turn away whoever still waits. May be extended."""
-        for one in list(self.waiting):
-            one.end(STOPPED, None)
-        while self._parked:
-            self._refuse(*self._parked.popleft(), STOPPED, None)
-        super().loop_ends(loop)
+    def begin(self, request: Any, client_address: Any) -> None:
+        """Take a request through all stages, and hand it to the model behind the last one."""
+        self.registry.add(request, client_address)
+        self._pass(request, 0)
 
-    def drain(self, patience: float = 0.0) -> None:
-        """Drain; whoever waits is turned away, unless there is patience."""
-        super().drain(patience)
-        if self._srvkit_loop is not None and not patience:
-            self._srvkit_loop.call_soon(self._turn_away)
+    def go_on(self, record: Any, stage: Any) -> None:
+        """Take a connection on from a stage that has waited for it, and is content."""
+        self._pass(record, self._stages.index(stage) + 1)
 
-    def _turn_away(self) -> None:
-        for one in list(self.waiting):
-            one.give_up()
-
-    def close_in_child(self, request: Any) -> None:
-        """Close, in a forked child, the connections that wait for something else. May be extended."""
-        super().close_in_child(request)
-        for one in list(self.waiting):
-            one.request.close()
-        for parked, _ in self._parked:
-            parked.close()
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Ask for trust in the peer where a header is still to come, else what everybody asks."""
-        if self.proxy is None or request.proxy is not None:
-            return super().verify_request(request, client_address)
-        if self.trusted.admits(client_address, request):
-            return True
-        log.info("%s: %s refused: not a trusted proxy", self._srvkit_name(), display(client_address))
-        return False
-
-    def admit_request(self, request: Any, client_address: Any) -> None:
-        """Have the request handled once its client is known and the connection secure."""
-        if self.proxy is not None:
-            header = ProxyHandshake(self, request, partial(self._identified, request, client_address))
-            header.begin(self.proxy.header_timeout)
-        else:
-            self._encrypt(request, client_address)
-
-    def secure(self, request: Any, done: Done) -> None:
-        """Begin TLS on a connection and call `done` when the handshake is over; in the loop's thread."""
-        assert self.tls is not None
-        request.begin_tls(self.tls)
-        TlsHandshake(self, request, done).begin(self.tls.settings.handshake_timeout)
-
-    def _identified(self, request: Any, peer: Any, outcome: str, error: Exception | None) -> None:
-        if outcome:
-            self._refuse(request, peer, outcome, error)
-            return
-        client_address = peer
-        header: ProxyHeader = request.proxy
-        if not header.is_local:
-            client_address = request.client_address = header.source
-        try:
-            if not self.verify_request(request, client_address):
-                request.outcome = REFUSED
-                self.shutdown_request(request)
+    def _pass(self, record: Any, first: int) -> None:
+        server = self._server
+        for stage in self._stages[first:]:
+            if stage.waits:
+                if not record.is_admitted:  # its end counts from here on
+                    record.is_admitted = True
+                    server.request_admitted(record)
+                stage.begin(self, record)
                 return
-        except Exception:
-            self.handle_error(request, client_address)
-            self.shutdown_request(request)
+            try:
+                why = stage.admit(server, record)
+            except Exception:
+                server.handle_error(record, record.client_address)
+                why = ""
+            if why is not None:
+                self._refuse(record, why)
+                return
+        if first and self._server._is_held_up():  # it has waited, and meanwhile the model has no place left
+            self._parked.append(record)
             return
-        self._encrypt(request, client_address)
+        if not record.is_admitted:
+            record.is_admitted = True
+            server.request_admitted(record)
+        record.at_work = monotonic() if first else record.since
+        server.admit_request(record, record.client_address)
 
-    def _encrypt(self, request: Any, client_address: Any) -> None:
-        if self.tls is not None and self.tls.begins_at_once:
-            self.secure(request, partial(self._encrypted, request, client_address))
+    def _refuse(self, record: Any, why: str) -> None:
+        server = self._server
+        if why:
+            log.info("%s: %s refused: %s", server._srvkit_name(), display(record.client_address), why)
+        if record.is_admitted:  # then its end is counted
+            record.outcome = REFUSED
+            server.shutdown_request(record)
         else:
-            self._hand_on(request, client_address)
+            server.refuse_request(record)
 
-    def _encrypted(self, request: Any, client_address: Any, outcome: str, error: Exception | None) -> None:
-        if outcome in (BAD_TLS, RESET) and not request.has_heard:
-            outcome = EOF  # it only looked whether somebody is there
-        if outcome:
-            self._refuse(request, client_address, outcome, error)
-        else:
-            self._hand_on(request, client_address)
-
-    def _hand_on(self, request: Any, client_address: Any) -> None:
-        """Have the model handle it, or wait until it takes more."""
-        if self._is_held_up():
-            self._parked.append((request, client_address))
-        else:
-            super().admit_request(request, client_address)
-
-    def _is_held_up(self) -> bool:
-        return bool(
-            self._srvkit_pauses - {MAX_CONNECTIONS, STOPPING}
-        )  # these are about who is not accepted yet
-
-    def _listen_again(self) -> None:
-        while self._parked and not self._is_held_up():
-            super().admit_request(*self._parked.popleft())
-        super()._listen_again()
-
-    def _refuse(self, request: Any, client_address: Any, outcome: str, error: Exception | None) -> None:
-        request.outcome = outcome
+    def end(self, record: Any, outcome: str, error: Exception | None) -> None:
+        """End a connection whose header or handshake has failed."""
+        server = self._server
+        record.outcome = outcome
         if outcome != STOPPED:
             reason = outcome if error is None else f"{outcome}: {error}"
             level = logging.DEBUG if outcome == EOF else logging.INFO
-            log.log(level, "%s: %s ended: %s", self._srvkit_name(), display(client_address), reason)
-        self.shutdown_request(request)
+            log.log(level, "%s: %s ended: %s", server._srvkit_name(), display(record.client_address), reason)
+        server.shutdown_request(record)
+
+    def release(self, record: Any) -> None:
+        """Give back what the stages have counted for a request that has ended; in whatever thread."""
+        self.registry.remove(record)
+        for release in self._releases:
+            release(self._server, record)
+
+    # ---- those who wait
+
+    def loop_begins(self, loop: Any) -> None:
+        """Begin with nobody waiting."""
+        self.timers = TimerWheel(loop)
+
+    def loop_ends(self) -> None:
+        """Turn away whoever still waits."""
+        for one in list(self.waiting):
+            one.end(STOPPED, None)
+        while self._parked:
+            self.end(self._parked.popleft(), STOPPED, None)
+        self.timers = None
+
+    def turn_away(self) -> None:
+        """End what is waited for: the server stops."""
+        for one in list(self.waiting):
+            one.give_up()
+
+    def take_parked(self) -> None:
+        """Hand on those who were held up by the model, as far as it takes them."""
+        while self._parked and not self._server._is_held_up():
+            record = self._parked.popleft()
+            record.at_work = monotonic()
+            self._server.admit_request(record, record.client_address)
+
+    def close_in_child(self) -> None:
+        """Close, in a forked child, the connections that wait for something else."""
+        for one in list(self.waiting):
+            one.record.close()
+        for parked in self._parked:
+            parked.close()
+
+
+class ProxyStage(Stage):
+    """The stage of `[server.NAME.proxy]`: a trusted peer says by a header for whom it connects."""
+
+    waits = True
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"ProxyStage(header_timeout={self._settings.header_timeout!r})"
+
+    def begin(self, admission: Admission, record: Any) -> None:
+        """Wait for the header."""
+
+        def done(outcome: str, error: Exception | None) -> None:
+            if outcome:
+                admission.end(record, outcome, error)
+                return
+            header: ProxyHeader = record.proxy
+            if not header.is_local:
+                record.peer_address, record.client_address = record.client_address, header.source
+            admission.go_on(record, self)
+
+        ProxyHandshake(admission, record, done).begin(self._settings.header_timeout)
+
+
+class TrustedProxies(Stage):
+    """The stage in front of that: nobody else may send a header."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def __repr__(self) -> str:
+        return f"TrustedProxies({self._rules!r})"
+
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Refuse a peer that is none of them."""
+        return None if self._rules.admits(record.client_address, record) else "not a trusted proxy"
+
+
+class TlsStage(Stage):
+    """The stage of `[server.NAME.tls]`, where TLS begins with the connection."""
+
+    waits = True
+
+    def __init__(self, tls: ServerTls) -> None:
+        self._tls = tls
+
+    def __repr__(self) -> str:
+        return f"TlsStage({self._tls!r})"
+
+    def begin(self, admission: Admission, record: Any) -> None:
+        """Wait for the handshake."""
+
+        def done(outcome: str, error: Exception | None) -> None:
+            if outcome in (BAD_TLS, RESET) and not record.has_heard:
+                outcome = EOF  # it only looked whether somebody is there
+            if outcome:
+                admission.end(record, outcome, error)
+            else:
+                admission.go_on(record, self)
+
+        begin_tls(admission, record, self._tls, done)
+
+
+class StandardVerify(Stage):
+    """The stage of the standard step `verify_request`, where a class in front of the server has one."""
+
+    def __repr__(self) -> str:
+        return "StandardVerify()"
+
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Ask the step."""
+        return None if server.verify_request(record, record.client_address) else ""
+
+
+def begin_tls(admission: Admission, record: Any, tls: ServerTls, done: Done) -> None:
+    """Begin TLS on a connection and call `done` when the handshake is over; in the loop's thread."""
+    record.begin_tls(tls)
+    TlsHandshake(admission, record, done).begin(tls.settings.handshake_timeout)
 
 
 class PendingHandshake:
@@ -192,11 +257,14 @@ class PendingHandshake:
     late: str  # the outcome when the time is up
     wrong: str  # the outcome when the peer does not keep to the protocol
 
-    def __init__(self, server: Any, request: Any, done: Done) -> None:
-        self.request = request
+    def __init__(self, admission: Admission, record: Any, done: Done) -> None:
+        assert admission.timers is not None
+        self.record = record
         self.slot: Any = None  # of `TimerWheel`
-        self._server = server
-        self._loop = server._srvkit_loop
+        self._waiting = admission.waiting
+        self._timers = admission.timers
+        self._server = admission._server
+        self._loop = admission._server._srvkit_loop
         self._done = done
         self._deadline = 0.0
         self._busy = False  # whether a step is under way, in whatever thread
@@ -205,10 +273,10 @@ class PendingHandshake:
 
     def begin(self, seconds: float) -> None:
         """Wait at most so long, 0 for without end; in the loop's thread."""
-        self._server.waiting[self] = None
+        self._waiting[self] = None
         if seconds:
             self._deadline = monotonic() + seconds
-            self._server._pending_timers.schedule(self, self._deadline)
+            self._timers.schedule(self, self._deadline)
         self._ready()
 
     def step(self) -> int:
@@ -218,11 +286,11 @@ class PendingHandshake:
     def check_deadline(self) -> None:
         """End the waiting if its time is up."""
         if self._busy:
-            self._server._pending_timers.schedule(self, monotonic() + BUSY_AGAIN)
+            self._timers.schedule(self, monotonic() + BUSY_AGAIN)
         elif monotonic() >= self._deadline:
             self.end(self.late, None)
         else:
-            self._server._pending_timers.schedule(self, self._deadline)
+            self._timers.schedule(self, self._deadline)
 
     def give_up(self) -> None:
         """End it, when a step that is under way has been taken: the server stops."""
@@ -236,10 +304,10 @@ class PendingHandshake:
         if self._over:
             return
         self._over = True
-        self._server.waiting.pop(self, None)
+        self._waiting.pop(self, None)
         if self.slot is not None:
-            self._server._pending_timers.cancel(self)
-        self._loop.unwatch(self.request.fileno())
+            self._timers.cancel(self)
+        self._loop.unwatch(self.record.fileno())
         self._done(outcome, error)
 
     def _ready(self) -> None:
@@ -263,7 +331,7 @@ class PendingHandshake:
             outcome, error = RESET, gone
         except ValueError:  # the descriptor is closed: the server has been cut
             outcome = STOPPED
-        if outcome and STOPPING in self._server._srvkit_pauses:
+        if outcome and self._server._srvkit_closed:
             outcome = STOPPED  # it was cut
         self._step_taken(outcome, error)
 
@@ -274,7 +342,7 @@ class PendingHandshake:
         if self._given_up:
             self.end(STOPPED, None)
         else:
-            self._loop.watch_once(self.request.fileno(), self._ready, wanted)
+            self._loop.watch_once(self.record.fileno(), self._ready, wanted)
 
     def _step_taken(self, outcome: str, error: Exception | None) -> None:
         self.end(outcome, error)
@@ -294,7 +362,7 @@ class ProxyHandshake(PendingHandshake):
     def step(self) -> int:
         # What follows the header belongs to TLS or to the handler, so nothing is taken that might.
         try:
-            seen = _recv(self.request, LONGEST, PEEK)
+            seen = _recv(self.record, LONGEST, PEEK)
         except BlockingIOError:
             return READ
         except OSError as error:
@@ -305,11 +373,11 @@ class ProxyHandshake(PendingHandshake):
             raise ProxyError("the stream ended before a header did") if self._received else Silent(NOTHING)
         found = parse(self._received + seen)
         if found is None:
-            self._received += _recv(self.request, len(seen), DONT_WAIT)
+            self._received += _recv(self.record, len(seen), DONT_WAIT)
             return READ
         header, length = found
-        _recv(self.request, length - len(self._received), DONT_WAIT)
-        self.request.proxy = header
+        _recv(self.record, length - len(self._received), DONT_WAIT)
+        self.record.proxy = header
         return 0
 
 
@@ -320,7 +388,7 @@ class TlsHandshake(PendingHandshake):
     wrong = BAD_TLS
 
     def step(self) -> int:
-        wanted: int = self.request.shake_hands()
+        wanted: int = self.record.shake_hands()
         return wanted
 
     def _ready(self) -> None:

@@ -1,11 +1,12 @@
 """The life of a request, in the standard library's own step names.
 
-    wait -> get_request -> verify_request -> admit_request (a PROXY header, TLS)
-         -> process_request (the mixin)
-         -> finish_request (the handler) -> shutdown_request -> close_request
+    wait -> get_request -> the stages of `admission`, or verify_request where there are none
+         -> admit_request -> process_request (the mixin) -> finish_request (the handler)
+         -> shutdown_request -> close_request -> request_done
 
 `BaseServer` knows no sockets of its own (`stream.py` and `datagram.py` do) and not how many requests are
-handled at once: that is the business of a mixin in front of it.
+handled at once: that is the business of a mixin in front of it. When to take requests is `accepting`'s
+business, how to stop is `draining`'s.
 """
 
 from __future__ import annotations
@@ -13,40 +14,36 @@ from __future__ import annotations
 import logging
 import os
 import selectors
-import socket
 import sys
 import threading
 import traceback
 from _thread import get_ident
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
-from time import monotonic
 from typing import Any, Self
 
-from srvkit.contracts import ChildSignals, Steps, event_driven
+from srvkit.contracts import ChildSignals, Stage, event_driven, lets_all_in
 from srvkit.errors import EscapedError, FrameError, PeerError
 from srvkit.net.address import display
-from srvkit.net.connection import Connection, account_of
-from srvkit.net.event_loop import EXCLUSIVE, READ, EventLoop
-from srvkit.net.listener import CAPACITY_ERRNOS, FATAL_ERRNOS, Listener, is_dead
-from srvkit.net.send_queue import end_reading
+from srvkit.net.connection import Connection, is_datagram
+from srvkit.net.event_loop import EventLoop
+from srvkit.net.listener import Listener
+from srvkit.net.tls_context import ServerTls
 from srvkit.protocol.outcomes import BAD_MESSAGE, EOF, ERROR, REFUSED, frame_outcome
-from srvkit.server.limits import ConnectionLimit, LimitSettings
-from srvkit.server.lingering import Lingering
+from srvkit.server.accepting import OPEN, PAUSED
+from srvkit.server.admission import Done, begin_tls
+from srvkit.server.draining import Draining
+from srvkit.server.limits import LimitSettings
 from srvkit.server.message_handler import HandlerType, construct, drive
 from srvkit.server.overridable import overridable
-from srvkit.server.stdlib_loop import ShutdownFlag, replaced_selector, wait_readable
+from srvkit.server.stdlib_loop import replaced_selector, wait_readable
 
 log = logging.getLogger("srvkit.server")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds without accepting after a capacity error, doubling
-FAILURES_IN_A_ROW = 100  # from here on even errors that should pass are met with a pause
-STOPPING, MAX_CONNECTIONS = "the stop", "max_connections"  # reasons not to accept
 BURST = 64  # requests taken per wake-up before the loop looks at anything else
 
 
-class BaseServer(Steps):
+class BaseServer(Draining):
     """Wait for requests and see each through its steps; the root of all server classes.
 
     For the caller: `serve_forever`, `shutdown`, `handle_request`, `server_close`, `stop_serving`,
@@ -87,41 +84,19 @@ class BaseServer(Steps):
     on_serving: Callable[[], None] | None = None  # called in the loop, in its first turn
 
     socket: Any  # the listening socket; in a server of several, the one the current request came in by
-    # Programs set attributes of their own, `_loop` say: such names of ours say whose they are.
-    _srvkit_listeners: Sequence[
-        Listener
-    ] = ()  # the sockets of a server from TOML; else there is just self.socket
-    _srvkit_seats: ConnectionLimit | None = None
-    _srvkit_lingering: Lingering | None = (
-        None  # connections whose peers have not ended, once they were handled
-    )
-    has_peers = False  # whether other processes wait for the same listening sockets
-    shared: frozenset[int] = frozenset()  # listeners whose queues others serve when this server has stopped
-    draining = False  # whether drain() was called: conversations end after the current message
-    patience = 0.0  # while draining: seconds in which who has just connected is expected to say a first word
-    _srvkit_pauses: Any = frozenset()  # why no requests are accepted; each server has a set of its own
-    _srvkit_loop: EventLoop | None = None
+    admission: Sequence[Stage] = ()  # what a request passes before the model gets it; of servers from TOML
+    tls: ServerTls | None = None  # what connections are encrypted with; of servers from TOML
+    # Programs set attributes of their own, `_loop` say: such names of ours say whose they are. The sockets of
+    # a server from TOML are `_srvkit_listeners`, else there is just self.socket.
     lives_in_loop = False  # whether the connections of its model do
-    __shutdown_request: Any = ShutdownFlag()  # programs set it where they cannot wait for shutdown()
     _shared_loop: EventLoop | None = None
     _srvkit_loop_thread: int | None = None
-    _srvkit_burst = 1
     _waits_to_take = True  # whether get_request() blocks where the socket does
-    _in_burst = False  # whether get_request() must not wait: there may be nothing left
-    _may_gather = False
-    taking_requests = False  # whether further requests may follow before requests_taken() is called
-    _srvkit_more = False  # whether another request may be waiting at the listener being drained
-    _drains_backlog = False  # whether what is taken is what waited when the server was told to drain
-    _failures_in_a_row = 0  # to get a request, in a row
-    _shortage: BaseException | None = None  # because of which accepting was paused last
-    _last_complaint = 0.0
-    _complaints_held_back = 0
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any) -> None:
         """Remember the address and the handler's class. May be extended, do not override."""
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
-        self._srvkit_pauses: set[str] = set()
         self.__is_shut_down = threading.Event()
         self.__is_shut_down.set()
         self.__shutdown_request = False
@@ -134,10 +109,13 @@ class BaseServer(Steps):
 
     def __repr__(self) -> str:
         state = "serving" if self._srvkit_loop is not None else "idle"
-        if self._srvkit_pauses:
-            state += f", paused by {', '.join(sorted(self._srvkit_pauses))}"
-        if self._srvkit_seats is not None:
-            state += f", {self._srvkit_seats}"
+        accepting = self._srvkit_accepting
+        if accepting is not OPEN:
+            state += f", {accepting.name.lower()}"
+        if accepting is PAUSED:
+            state += f" by {', '.join(sorted(self._srvkit_reasons))}"
+        if self._srvkit_admission is not None:
+            state += f", {self._srvkit_admission}"
         # None where a program's tests left out the constructor.
         address = getattr(self, "server_address", "")
         return f"<{type(self).__name__} {display(address)} {state}>"
@@ -194,19 +172,20 @@ class BaseServer(Steps):
 
     def loop_begins(self, loop: EventLoop) -> None:
         """Watch whatever else matters while `loop` serves. May be extended."""
+        if self._srvkit_admission is not None:
+            self._srvkit_admission.loop_begins(loop)
 
     def loop_ends(self, loop: EventLoop) -> None:
         """Put away what lived in `loop`, which serves no longer but still works. May be extended."""
+        if self._srvkit_admission is not None:
+            self._srvkit_admission.loop_ends()
 
     def __serve(self, loop: EventLoop, poll_interval: float) -> None:
         polled = not getattr(self.service_actions, "event_driven", False)
         # An overridden service_actions expects to be called after each single request.
         self._srvkit_burst = 1 if polled else self._burst_size()
-        # Steps of somebody else's may take their time; then no request waits for the rest of its burst.
-        self._may_gather = all(
-            getattr(type(self), step).__module__.startswith(("srvkit.server.", "srvkit.concurrency."))
-            for step in ("get_request", "verify_request", "process_request")
-        )
+        # Where the model gathers what it starts, no request is to wait for a step that takes its time.
+        self._may_gather = self._srvkit_burst > 1 and self._has_own("verify_request", BaseServer)
         made_non_blocking = []
         try:
             for fd in self._listening_fds() if self._srvkit_burst > 1 and self._waits_to_take else ():
@@ -216,7 +195,7 @@ class BaseServer(Steps):
                     os.set_blocking(fd, False)
                     made_non_blocking.append(fd)
             self.loop_begins(loop)
-            self._listen_again()
+            self._begin_accepting()
             if self.on_serving is not None:
                 loop.call_soon(self.on_serving)
             while not self.__shutdown_request:
@@ -260,99 +239,9 @@ class BaseServer(Steps):
         """Ask the `serve_forever` loop to stop and do not wait; safe from threads and signal handlers."""
         self.__shutdown_request = True  # which wakes the loop
 
-    def drain(self, patience: float = 0.0) -> None:
-        """Stop gracefully: accept nothing new, let open requests finish, then end `serve_forever`.
-
-        What waits in the kernel's queue is still taken, as room for it comes free; connections that are
-        idle between two messages end at once. So do those that have not said anything yet, unless there
-        is `patience`: then they stay, for the caller to end by calling again, without, after so many
-        seconds. Safe from any thread. For servers from TOML, which know
-        their open requests.
-        """
-        self.draining, self.patience = True, patience
-        loop = self._srvkit_loop
-        for request in self.requests_at_hand():
-            if getattr(request, "idle", False) and not (patience and request.waits <= 1):
-                end_reading(request, loop)
-        if loop is None:
-            self.stop_serving()
-        else:
-            loop.call_soon(self._drain_backlog)
-
     def runs_here(self) -> bool:
         """Tell whether the caller is a handler of this server: its loop's thread, or one of its own."""
         return self._srvkit_loop_thread == get_ident()
-
-    def on_stopped_listening(self, callback: Callable[[], None]) -> None:
-        """Call back, in the loop's thread, when nothing more comes by the addresses that others share.
-
-        To be called after `drain`, which sees to that.
-        """
-        loop = self._srvkit_loop
-        if loop is None:
-            callback()
-        else:
-            loop.call_soon(callback)
-
-    def abort_all(self) -> int:
-        """End the requests that are still open, whatever they are doing; return how many there were.
-
-        What still waits in the kernel's queue is left there. Safe from any thread. Datagrams have no
-        connection to cut; their handlers are left to themselves.
-        """
-        self._srvkit_pauses.add(STOPPING)
-        loop = self._srvkit_loop
-        if loop is not None:
-            if self._srvkit_lingering is not None:
-                loop.call_soon(partial(self._srvkit_lingering.end, loop))
-            loop.call_soon(self._stop_listening)
-        requests = self.requests_at_hand()
-        for request in requests:
-            with suppress(OSError, AttributeError):  # gone already, or a datagram
-                request.shutdown(socket.SHUT_RDWR)
-        return len(requests)
-
-    def abort_request(self, request: Any) -> bool:
-        """End one request, whatever its handler is doing; return False where that is not possible."""
-        try:
-            request.shutdown(socket.SHUT_RDWR)
-        except (OSError, AttributeError):  # gone already, or a datagram
-            return False
-        return True
-
-    def _drain_backlog(self) -> None:
-        """Take what waits in the kernel's queue, and when nothing does any more, close the door."""
-        for listener in self._srvkit_listeners:
-            if listener.fileno() >= 0 and listener.number in self.shared:
-                assert self._srvkit_loop is not None
-                self._srvkit_loop.unwatch(listener.fileno())
-                if self.has_peers and not self._srvkit_pauses:
-                    self._take_what_waits(listener)  # the kernel may have woken this process, and no other
-                continue
-            if self._srvkit_pauses:
-                return  # it goes on here when there is room again
-            self._take_what_waits(listener)
-            if self._srvkit_more:  # a burst of many, or no room
-                assert self._srvkit_loop is not None
-                self._srvkit_loop.call_later(0, self._drain_backlog)
-                return
-        self._stop_listening()
-
-    def _take_what_waits(self, listener: Listener) -> None:
-        self._drains_backlog = True
-        self._taker(listener)()
-        self._drains_backlog = False
-
-    def _stop_listening(self) -> None:
-        self.pause_accepting(STOPPING)
-        for listener in self._srvkit_listeners:
-            if listener.is_stream:  # datagrams' handlers may still answer through theirs
-                listener.close()
-        self._stop_when_empty()
-
-    def _stop_when_empty(self) -> None:
-        if STOPPING in self._srvkit_pauses and not self.requests_at_hand() and not self._srvkit_lingering:
-            self.stop_serving()
 
     @overridable
     def listeners(self) -> Sequence[Listener]:
@@ -360,8 +249,12 @@ class BaseServer(Steps):
         return self._srvkit_listeners
 
     def requests_at_hand(self) -> list[Any]:
-        """Return the requests that are being handled; of servers from TOML."""
-        return [] if self._srvkit_seats is None else self._srvkit_seats.requests()
+        """Return the records of the open requests, as of now; of servers from TOML. Safe from any thread."""
+        return [] if self._srvkit_admission is None else self._srvkit_admission.registry.records()
+
+    def request_of(self, number: int) -> Any:
+        """Return the record of the open request with this number; None where it has ended."""
+        return None if self._srvkit_admission is None else self._srvkit_admission.registry.get(number)
 
     @event_driven
     def service_actions(self) -> None:
@@ -392,24 +285,19 @@ class BaseServer(Steps):
         except OSError as error:
             self._get_request_failed(error)
             return
-        if self._srvkit_seats is not None and not self._srvkit_seats.take(request):
-            log.warning(
-                "%s: connection limit reached: closed %s", self._srvkit_name(), display(client_address)
-            )
+        if self._srvkit_admission is not None:
+            self._srvkit_admission.begin(request, client_address)
+        elif self.verify_request(request, client_address):
+            self.admit_request(request, client_address)
+        else:
             self.refuse_request(request)
-            return
-        if not self.verify_request(request, client_address):
-            self.refuse_request(request)
-            return
-        self.admit_request(request, client_address)
 
     def admit_request(self, request: Any, client_address: Any) -> None:
-        """Have a verified request handled, whatever comes of it. May be extended, to do so later."""
+        """Have a verified request handled, whatever comes of it."""
         try:
             self.process_request(request, client_address)
         except Exception as error:
-            if error is self._shortage:  # which was said already
-                self._shortage = None
+            if self._was_told(error):
                 self._mark_refused(request)
             else:
                 self.handle_error(request, client_address)
@@ -419,6 +307,11 @@ class BaseServer(Steps):
             raise
         else:
             self._failures_in_a_row = 0
+
+    def secure(self, request: Any, done: Done) -> None:
+        """Begin TLS on a connection and call `done` when the handshake is over; in the loop's thread."""
+        assert self._srvkit_admission is not None and self.tls is not None
+        begin_tls(self._srvkit_admission, request, self.tls, done)
 
     def run_step(self, step: Callable[[], object]) -> None:
         """Take a step of a connection that is not handled yet; the mixins override it to do so elsewhere."""
@@ -431,6 +324,7 @@ class BaseServer(Steps):
     def handle_timeout(self) -> None:
         """Do what is to be done when `handle_request` waited in vain. May be overridden."""
 
+    @lets_all_in
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether the request may be handled. May be overridden."""
         return True
@@ -441,23 +335,28 @@ class BaseServer(Steps):
         self.shutdown_request(request)
 
     def _mark_refused(self, request: Any) -> None:
-        if self._srvkit_listeners and self.limits is not None:
-            self._end_as(request, REFUSED)
+        if self._srvkit_admission is not None:
+            request.outcome = REFUSED
 
     def _end_as(self, request: Any, outcome: str) -> None:
-        with suppress(AttributeError):  # a datagram of a server that keeps no accounts
-            account_of(request).outcome = outcome
+        with suppress(AttributeError):  # of a server that keeps no records
+            request.outcome = outcome
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle the request here and now; the mixins override it to do so elsewhere."""
+        """Handle the request here and now, or let the loop have it; mixins override it for other ways."""
         self.finish_request(request, client_address)
-        self.shutdown_request(request)
+        if self._srvkit_link is None:
+            self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request.
 
-        A message handler is constructed, then driven; the constructor of any other does it all.
+        A message handler is constructed, then driven; the constructor of any other does it all. Under a
+        model whose connections live in the loop it gets what arrives from now on.
         """
+        if self._srvkit_link is not None:
+            self._srvkit_link(self, self._srvkit_loop, request, client_address).begin()
+            return
         handler_class = self.RequestHandlerClass
         try:
             if type(handler_class) is HandlerType:  # as calling it does, in fewer steps
@@ -485,19 +384,29 @@ class BaseServer(Steps):
 
     def request_done(self, request: Any) -> None:
         """Give the request's seat back; called once for each, in the process that accepts."""
-        if self._srvkit_seats is not None:
-            self._srvkit_seats.give_back(request)
-            if STOPPING in self._srvkit_pauses:
+        admission = self._srvkit_admission
+        if admission is not None and request is not None:
+            if request.is_admitted:
+                self.request_ended(request)
+            admission.release(request)
+            if self._srvkit_closed:
                 self._stop_when_empty()
+
+    def request_admitted(self, request: Any) -> None:
+        """Hear of a request of a server from TOML that is about to be handled, or to shake hands."""
+
+    def request_ended(self, request: Any) -> None:
+        """Hear of its end, before its seat is given back; in the child, too, if one handled it."""
 
     def datagram_dropped(self) -> None:
         """Hear of a datagram that was no message, or too long to be handed over; in whatever thread."""
 
     def close_in_child(self, request: Any) -> None:
         """Close, in a forked child, the listening sockets that its request has no use for."""
-        answers_through_it = isinstance(request, tuple)  # a datagram
-        for listener in self._srvkit_listeners:
-            listener.close_in_child(keep_socket=answers_through_it)
+        for listener in self._srvkit_listeners:  # datagrams are answered through theirs
+            listener.close_in_child(keep_socket=not listener.is_stream)
+        if self._srvkit_admission is not None:
+            self._srvkit_admission.close_in_child()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the error that is being handled. May be overridden; the server goes on afterwards."""
@@ -514,7 +423,7 @@ class BaseServer(Steps):
         """Return what the handler raised; None where that is the peer's fault, or its leaving."""
         if isinstance(error, EscapedError):
             return error.__cause__
-        fault = getattr(account_of(request), "fault", None)
+        fault = getattr(request, "fault", None)
         if isinstance(error, PeerError) or (fault is not None and error is fault):
             return None
         return error
@@ -526,9 +435,9 @@ class BaseServer(Steps):
         if own is None:
             if isinstance(error, FrameError):
                 self._end_as(request, frame_outcome(error))
-                if isinstance(request, tuple):
+                if is_datagram(request):
                     self.datagram_dropped()
-            outcome = getattr(account_of(request), "outcome", BAD_MESSAGE)
+            outcome = getattr(request, "outcome", BAD_MESSAGE)
             level = logging.DEBUG if outcome == EOF else logging.INFO
             log.log(level, "%s: %s ended: %s (%s)", self._srvkit_name(), peer, outcome, error)
             return
@@ -536,124 +445,15 @@ class BaseServer(Steps):
         # Formatted by logging, which survives an exception whose __str__ raises.
         log.error("%s: error while handling %s", self._srvkit_name(), peer, exc_info=own)
 
-    # ---- accepting: when not to, and what may go wrong
-
-    def _listening_fds(self) -> list[int]:
-        return [listener.fileno() for listener in self._srvkit_listeners] or [self.fileno()]
+    # ---- what may be overridden
 
     def _burst_size(self) -> int:
         """Return how many requests to take per wake-up: above 1 only where get_request() cannot block."""
         return 1
 
-    def _listen_again(self) -> None:
-        loop = self._srvkit_loop
-        if loop is None or self._srvkit_pauses:
-            return
-        if self.draining and self._srvkit_listeners:
-            self._drain_backlog()
-            return
-        if not self._srvkit_listeners:
-            loop.watch(self.fileno(), self._take_requests)
-        events = READ | EXCLUSIVE if self.has_peers else READ
-        for listener in self._srvkit_listeners:
-            loop.watch(listener.fileno(), self._taker(listener), events)
-
-    def _taker(self, listener: Listener) -> Callable[[], None]:
-        if len(self._srvkit_listeners) == 1:
-            return self._take_requests
-
-        def take_requests() -> None:
-            self.socket = listener.socket  # the steps read self.socket: the current listener
-            self._take_requests()
-
-        return take_requests
-
-    def _take_requests(self) -> None:
-        self._in_burst = True
-        self.taking_requests = self._may_gather
-        try:
-            for _ in range(self._srvkit_burst):
-                if self._takes_no_more():
-                    break
-                self._srvkit_more = True
-                self._handle_request_noblock()
-                if not self._srvkit_more:
-                    break
-        finally:
-            self._in_burst = self.taking_requests = False
-            self.requests_taken()
-
-    def _takes_no_more(self) -> bool:
-        return (
-            self.__shutdown_request
-            or bool(self._srvkit_pauses)
-            # Told to while the handler of one was at work. Of any other server it is the program's own word.
-            or bool(self.draining and self._srvkit_listeners and not self._drains_backlog)
-        )
+    def _has_own(self, step: str, server_class: type[BaseServer]) -> bool:
+        """Tell whether a step is that of one of srvkit's server classes, and no program's."""
+        return step not in vars(self) and getattr(type(self), step) is getattr(server_class, step)
 
     def requests_taken(self) -> None:
         """Do what is to be done once for all requests of a burst. May be extended."""
-
-    def pause_accepting(self, reason: str) -> None:
-        """Leave new requests to the kernel's queue until `resume_accepting(reason)`; in the loop's thread."""
-        self._srvkit_pauses.add(reason)
-        if self._srvkit_loop is not None:
-            for fd in self._listening_fds():
-                self._srvkit_loop.unwatch(fd)
-
-    def resume_accepting(self, reason: str, unless: Callable[[], bool] | None = None) -> None:
-        """Take back `pause_accepting(reason)`; safe from any thread, does nothing where it was not called.
-
-        `unless`, asked in the loop's thread, tells of a reason that has come up again meanwhile.
-        """
-        if reason not in self._srvkit_pauses:
-            return
-        loop = self._srvkit_loop
-        if loop is not None and get_ident() != self._srvkit_loop_thread:
-            loop.call_soon(lambda: self.resume_accepting(reason, unless))
-            return
-        if unless is not None and unless():
-            return
-        self._srvkit_pauses.discard(reason)
-        self._listen_again()
-
-    def _get_request_failed(self, error: OSError) -> None:
-        if isinstance(error, BlockingIOError):
-            self._srvkit_more = False
-            return
-        if error.errno in CAPACITY_ERRNOS:
-            self.back_off_accepting(error)
-        elif error.errno in FATAL_ERRNOS and is_dead(self.socket):
-            self._srvkit_more = False
-            if not self.__shutdown_request:
-                raise error
-        elif self._failures_in_a_row >= FAILURES_IN_A_ROW:
-            self.back_off_accepting(error)
-        else:
-            self._failures_in_a_row += 1
-
-    def back_off_accepting(self, error: BaseException) -> None:
-        """Stop accepting for a moment because something ran out: 10 ms, doubling up to 1 s.
-
-        Logs at most one line a second. Without a loop (`handle_request`) it only logs.
-        """
-        self._srvkit_more = False
-        self._shortage = error
-        delay = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures_in_a_row, 10))
-        self._failures_in_a_row += 1
-        now = monotonic()
-        if now - self._last_complaint >= 1.0:
-            held = f" ({self._complaints_held_back} like it held back)" if self._complaints_held_back else ""
-            log.warning(
-                "%s: cannot accept: %s; next try in %d ms%s", self._srvkit_name(), error, delay * 1000, held
-            )
-            self._last_complaint, self._complaints_held_back = now, 0
-        else:
-            self._complaints_held_back += 1
-        if self._srvkit_loop is not None:
-            self.pause_accepting("a shortage")
-            self._srvkit_loop.call_later(delay, self._try_again)
-
-    def _try_again(self) -> None:
-        self.resume_accepting("a shortage")
-        self.requests_taken()  # some may still be without what ran out

@@ -171,6 +171,8 @@ class BlockingDriver:
     def _converse(self) -> str:
         conversation = self._conversation
         account = self._account
+        if account is not None:
+            account.at_work = monotonic()
         conversation.greet()
         if conversation.out or conversation.busy:
             self._reply()
@@ -179,11 +181,11 @@ class BlockingDriver:
         while not conversation.closing:
             if account is not None:
                 account.idle = self._began is None
-                account.waits += 1
+                account.at_work = 0.0
             data = self._read()
             if account is not None:
                 account.idle = False
-                account.waits += 1
+                account.at_work = account.last = monotonic()
             if not data:
                 if self._lost is not None:
                     raise PeerGone(self._lost)  # to whoever else was sending
@@ -219,6 +221,8 @@ class BlockingDriver:
             self._flush()
             if not conversation.busy:
                 return
+            if self._account is not None:
+                self._account.last = monotonic()
             pauses += 1
             if pauses % TURN == 0:
                 self._runners.give_way()
@@ -314,8 +318,6 @@ class BlockingDriver:
         conversation, account = self._conversation, self._account
         if not conversation.out:
             return
-        if account is not None:
-            account.waits += 1
         try:
             if conversation.wants_tls:  # and has the lock until the handshake is over
                 self._send_now(conversation.take())
@@ -327,7 +329,6 @@ class BlockingDriver:
                 raise
         finally:
             if account is not None:
-                account.waits += 1
                 account.bytes_out = self.bytes_out
 
     def _send_now(self, data: bytes) -> None:
@@ -360,17 +361,22 @@ class BlockingDriver:
 
         Not by a timeout of the socket: each part that the kernel takes late would have one of its own.
         """
-        assert self._limits is not None
-        sock = self._socket
-        with memoryview(data) as rest:
-            while sent < len(rest):
-                answering = None if self._answers is None else monotonic() - self._answers
-                left, self._late = next_timeout(self._limits, heard=True, writing=0.0, message=answering)
-                wait_for(sock, WRITE, left)
-                try:
-                    sent += sock.send(rest[sent:], DONT_WAIT)
-                except BlockingIOError:
-                    pass  # others have filled it
+        assert self._limits is not None and self._account is not None
+        sock, account = self._socket, self._account
+        account.at_work = 0.0
+        try:
+            with memoryview(data) as rest:
+                while sent < len(rest):
+                    answering = None if self._answers is None else monotonic() - self._answers
+                    left, self._late = next_timeout(self._limits, heard=True, writing=0.0, message=answering)
+                    wait_for(sock, WRITE, left)
+                    try:
+                        sent += sock.send(rest[sent:], DONT_WAIT)
+                        account.last = monotonic()
+                    except BlockingIOError:
+                        pass  # others have filled it
+        finally:
+            account.at_work = monotonic()
 
     def _send_for_another(self, sender: object, message: bytes, encode: Encode) -> None:
         conversation = self._conversation
@@ -396,7 +402,7 @@ class BlockingDriver:
     def _secure(self) -> str:
         """Shake hands; return "", or how the connection has ended thereby."""
         if self._account is not None:
-            self._account.waits += 1
+            self._account.at_work = 0.0
         try:
             encrypt(self._server, self._socket)
             self._conversation.tls_began()
@@ -409,7 +415,7 @@ class BlockingDriver:
         finally:
             self._done_with_tls()
             if self._account is not None:
-                self._account.waits += 1
+                self._account.at_work = monotonic()
         return ""
 
     def _done_with_tls(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from srvkit.net.address import display
 from srvkit.net.connection import DONT_WAIT
-from srvkit.net.datagrams import NO_ADDRESS, ReplySocket, ask_for_destination, receive
+from srvkit.net.datagrams import NO_ADDRESS, Datagram, ReplySocket, ask_for_destination, receive
 from srvkit.protocol.outcomes import CLOSED
 from srvkit.server.base import BURST, BaseServer
 from srvkit.server.stream import TCPServer
@@ -23,8 +23,8 @@ USUAL = 65535  # bytes; what UDP's length field can say (RFC 768)
 AF_UNIX = int(getattr(socket, "AF_UNIX", -1))
 _family = socket.SocketType.family.__get__  # as a plain number
 
-# The steps of a request. Those after get_request() do nothing to a datagram that is handled at once,
-# finish_request apart.
+# The steps of a request. Where all are the library's own and there is no stage to pass, those after
+# get_request() do nothing to a datagram, finish_request apart.
 STEPS = (
     "_handle_request_noblock",
     "get_request",
@@ -54,7 +54,9 @@ class UDPServer(TCPServer):
     _reply_sockets: dict[int, ReplySocket] | None = None  # by descriptor; of servers from TOML
     _room: bytearray | None = None  # for datagrams longer than UDP's
     _plain_steps = False  # whether the steps are the library's own, and handle a datagram at once
-    _at_hand: Any = None  # what is being handled where they are: it needs no seat, there is one at a time
+    # What is being handled where they are, and of whom: there is one at a time, and no record until asked.
+    _at_hand: Any = None
+    _at_hand_of: Any = None
 
     def get_request(self) -> tuple[Any, Any]:
         """Receive a datagram: return it with the socket, and its sender's address. May be overridden."""
@@ -72,8 +74,8 @@ class UDPServer(TCPServer):
             else:
                 data, client_address = self._receiver(sock, longest)(longest + 1, DONT_WAIT)
             if len(data) <= longest:
-                if self._srvkit_listeners and self.limits is not None:
-                    sock = ReplySocket(sock, self.reply_lost)
+                if self._srvkit_admission is not None:
+                    return Datagram((data, ReplySocket(sock, self.reply_lost))), client_address
                 return (data, sock), client_address
             self._drop(client_address, longest)
 
@@ -99,17 +101,9 @@ class UDPServer(TCPServer):
         super().loop_begins(loop)
         if self.drop_truncated and self._pinned is None:
             self._find_pinned()
-        if self._srvkit_listeners and self.limits is not None:
+        if self._srvkit_admission is not None:
             self._reply_sockets = {}
-        self._plain_steps = not vars(self).keys() & STEPS and all(map(self._is_plain, STEPS))
-
-    def _is_plain(self, step: str) -> bool:
-        for one in type(self).__mro__:  # not just the first: a marked step passes on to the next one
-            if one is UDPServer:
-                break
-            if step in vars(one) and not getattr(vars(one)[step], "passes_datagrams", False):
-                return False
-        return True
+        self._plain_steps = not self.admission and all(self._has_own(step, UDPServer) for step in STEPS)
 
     def _take_requests(self) -> None:
         """Take a burst of datagrams; where the steps are plain, in one short loop to the same effect.
@@ -129,7 +123,7 @@ class UDPServer(TCPServer):
         self._srvkit_more = True
         try:
             for _ in range(self._srvkit_burst):
-                if self._takes_no_more():
+                if not self._takes_more():
                     break
                 try:
                     data, client_address = receive(room, DONT_WAIT)
@@ -142,12 +136,13 @@ class UDPServer(TCPServer):
                     self._drop(client_address, longest)
                     continue
                 request = self._at_hand = data, answering
+                self._at_hand_of = client_address
                 handled += 1
                 size += len(data)
                 try:
                     BaseServer.finish_request(self, request, client_address)
                 except Exception:
-                    self.handle_error(request, client_address)
+                    self.handle_error(Datagram(request), client_address)
                 else:
                     self._failures_in_a_row = 0
                 if answering is not sock and answering.outcome is not CLOSED:
@@ -169,7 +164,13 @@ class UDPServer(TCPServer):
         self._at_hand = None
 
     def requests_at_hand(self) -> list[Any]:
-        return super().requests_at_hand() if self._at_hand is None else [self._at_hand]
+        if self._at_hand is None:
+            return super().requests_at_hand()
+        record = Datagram(self._at_hand)
+        record.client_address = self._at_hand_of
+        if self._srvkit_loop is not None:
+            record.since = record.at_work = self._srvkit_loop.now
+        return [record]
 
     def server_activate(self) -> None:
         """Nothing to do: datagrams need no listen(). May be overridden."""

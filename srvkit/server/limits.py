@@ -1,19 +1,19 @@
-"""Who is let in and who is not: limits, the seats taken, and rules of access.
+"""Who is let in and who is not: the stages of admission that decide at once, and the settings of limits.
 
-Decides and counts; pausing the listener and closing sockets is the server's part.
+A stage returns None for a record that may pass, else why it may not; "" where that was said already.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from time import monotonic
 from typing import Any, Literal
 
-from srvkit.contracts import Duration, Size, Steps, setting
+from srvkit.contracts import Duration, Size, Stage, setting
 from srvkit.net.access import Rules, group_of
 from srvkit.net.address import display
 from srvkit.protocol.timeouts import Wait, waits_of
@@ -21,6 +21,7 @@ from srvkit.protocol.timeouts import Wait, waits_of
 log = logging.getLogger("srvkit.server")
 
 MOST_REMEMBERED = 16384  # clients whose rate is kept in mind
+MAX_CONNECTIONS = "max_connections"  # a reason not to accept
 
 
 @dataclass(frozen=True)
@@ -69,96 +70,128 @@ class LimitSettings:
         return waits_of(self)
 
 
-class ConnectionLimit:
-    """The requests that are being handled, at most `limit` at once.
+class Capacity(Stage):
+    """The stage of `max_connections`: so many requests at once, all that are taken and not ended.
 
-    `take` is for the accepting thread, `give_back` for whatever thread (or reaper of children) finishes
-    a request. `pause` and `resume` are called when the last seat goes and when one is free again.
+    Where there is no room, accepting pauses until there is, or the connection is closed at once.
     """
 
-    def __init__(
-        self, limit: int, when_full: str, pause: Callable[[], None], resume: Callable[[], None]
-    ) -> None:
+    counts = True
+
+    def __init__(self, limit: int, when_full: str) -> None:
         self.limit = limit
         self.refused = 0
         self._closing = when_full == "close"
-        self._pause = pause
-        self._resume = resume
-        self._taken: dict[int, Any] = {}  # by id: a datagram's request is a tuple, slow to hash
         self._full = False
 
-    def __str__(self) -> str:
-        return f"{len(self._taken)} of {self.limit} seats taken"
+    def __repr__(self) -> str:
+        return f"Capacity(max_connections={self.limit}, when_full={'close' if self._closing else 'wait'!r})"
 
-    def __len__(self) -> int:
-        return len(self._taken)
+    def for_server(self) -> Capacity:
+        """Return one that counts for one server."""
+        return copy(self)
 
-    def requests(self) -> list[Any]:
-        """Return the requests being handled."""
-        return list(self._taken.values())
-
-    def take(self, request: Any) -> bool:
-        """Give the request a seat; return False where none is free and `when_full` says close."""
-        taken = self._taken
-        if self._closing and len(taken) >= self.limit:
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Refuse the one too many, or pause behind the last that there is room for."""
+        taken = server._srvkit_admission.registry.open  # this one, too
+        if self._closing:
+            if len(taken) <= self.limit:
+                return None
             self.refused += 1
-            return False
-        taken[id(request)] = request
-        if len(taken) >= self.limit and not self._closing:
+            log.warning(
+                "%s: connection limit reached: closed %s",
+                server._srvkit_name(),
+                display(record.client_address),
+            )
+            return ""
+        if len(taken) >= self.limit:
             self._full = True
-            self._pause()
-            # One may have been given back between the count and the pause.
-            if len(taken) < self.limit:
-                self._resume()
-        return True
+            server.pause_accepting(MAX_CONNECTIONS)
+            # One may have ended between the count and the pause.
+            if not self.is_reached(server):
+                self._resume(server)
+        return None
 
-    def give_back(self, request: Any) -> None:
-        """Free the request's seat; giving it back twice does no harm."""
-        self._taken.pop(id(request), None)
-        if self._full and len(self._taken) < self.limit:
+    def release(self, server: Any, record: Any) -> None:
+        """Accept again where the end of a request has made room; in whatever thread it ends."""
+        if self._full and not self.is_reached(server):
             self._full = False
-            self._resume()
+            self._resume(server)
+
+    def is_reached(self, server: Any) -> bool:
+        """Tell whether no further request may come."""
+        return len(server._srvkit_admission.registry.open) >= self.limit
+
+    def _resume(self, server: Any) -> None:
+        server.resume_accepting(MAX_CONNECTIONS, partial(self.is_reached, server))
 
 
-class PerClientLimit:
-    """How many requests each client has open, and how fast it sends new ones.
+class Access(Stage):
+    """The stage of rules: who may connect, by the address of the client, or of the peer on a Unix socket."""
 
-    A client is whatever `net.access.group_of` makes of an address. `refusal` is for the accepting thread,
-    `give_back` for any. `rate` is refilled steadily, and that many may come at once.
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def __repr__(self) -> str:
+        return f"Access({self._rules!r})"
+
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Refuse whom the rules do not let in."""
+        # Where a proxy told the address, the socket's peer is the proxy.
+        peer = record if record.peer_address is None else None
+        return None if self._rules.admits(record.client_address, peer) else "denied by access rules"
+
+
+class PerClient(Stage):
+    """The stage of how many requests each client has open, and how fast it sends new ones.
+
+    A client is whatever `net.access.group_of` makes of an address. `rate` is refilled steadily, and that many
+    may come at once. `admit` is for the accepting thread, `release` for any.
     """
+
+    counts = True
 
     def __init__(self, most: int, rate: int) -> None:
         self._most = most
         self._rate = rate
-        self._at_hand: dict[Any, int] = {}
-        self._client_of: dict[int, Any] = {}  # by id of the request
+        self._open: dict[Any, int] = {}  # by client
         self._full_at: dict[Any, float] = {}  # when the client's allowance is whole again; the latest last
         self._changing = threading.Lock()
 
-    def refusal(self, request: Any, client: Any) -> str:
-        """Return why the client may not have this request too; "" where it may, and then it is counted."""
+    def __repr__(self) -> str:
+        return f"PerClient(max_per_client={self._most}, connect_rate={self._rate})"
+
+    def for_server(self) -> PerClient:
+        """Return one that counts for one server."""
+        return PerClient(self._most, self._rate)
+
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Say why the client may not have this request too; where it may, it is counted."""
+        client = group_of(record.client_address, record if record.peer_address is None else None)
         if client is None:
-            return ""
-        if self._most and self._at_hand.get(client, 0) >= self._most:
+            return None
+        if self._most and self._open.get(client, 0) >= self._most:
             return f"max_per_client ({self._most}) is reached"
         if self._rate and self._is_too_fast(client):
             return f"connect_rate ({self._rate} a second) is exceeded"
         if self._most:
             with self._changing:
-                self._at_hand[client] = self._at_hand.get(client, 0) + 1
-                self._client_of[id(request)] = client
-        return ""
+                self._open[client] = self._open.get(client, 0) + 1
+                record.client = client
+        return None
 
-    def give_back(self, request: Any) -> None:
+    def release(self, server: Any, record: Any) -> None:
         """Count the end of a request; of one that was refused, or ended already, it does no harm."""
+        if record.client is None:
+            return
         with self._changing:
-            client = self._client_of.pop(id(request), None)
+            client, record.client = record.client, None
             if client is not None:
-                left = self._at_hand[client] - 1
+                left = self._open[client] - 1
                 if left:
-                    self._at_hand[client] = left
+                    self._open[client] = left
                 else:
-                    del self._at_hand[client]
+                    del self._open[client]
 
     def _is_too_fast(self, client: Any) -> bool:
         now = monotonic()
@@ -168,39 +201,3 @@ class PerClientLimit:
         if len(self._full_at) > MOST_REMEMBERED:
             del self._full_at[next(iter(self._full_at))]
         return is_too_fast
-
-
-class LimitsMixIn(Steps):
-    """Refuse clients by rules of access and by what each of them has already; for `compose` to put in front.
-
-    Class attribute `access`; what a client may have is in `limits`.
-    """
-
-    access = Rules(())
-    _clients: PerClientLimit | None = None
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        limits = self.limits
-        if limits is not None and (limits.max_per_client or limits.connect_rate):
-            self._clients = PerClientLimit(limits.max_per_client, limits.connect_rate)
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Ask the rules first, then look at what the client has. May be extended."""
-        why = ""
-        # Where a proxy told the address, the socket's peer is the proxy.
-        peer = None if getattr(request, "client_address", None) is not None else request
-        if self.access and not self.access.admits(client_address, peer):
-            why = "denied by access rules"
-        elif self._clients is not None:
-            why = self._clients.refusal(request, group_of(client_address, peer))
-        if why:
-            log.info("%s: %s refused: %s", self._srvkit_name(), display(client_address), why)
-            return False
-        return super().verify_request(request, client_address)
-
-    def request_done(self, request: Any) -> None:
-        """Give back what the request has taken of its client's share."""
-        if self._clients is not None:
-            self._clients.give_back(request)
-        super().request_done(request)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srvkit.contracts import Link
+from srvkit.net.connection import is_datagram
 from srvkit.protocol.framing import Framing, Raw
 from srvkit.server.blocking import DatagramDriver, converse
 from srvkit.server.has_peer import HasPeer
@@ -31,9 +32,11 @@ def drive(handler: Any) -> None:
             f"{type(handler).__qualname__}.__init__() leaves out super().__init__(*args, **kwargs), "
             "which keeps the request"
         ) from None
-    if isinstance(request, tuple):
+    if request is None:
+        return
+    if is_datagram(request):
         DatagramDriver(handler).converse(handler)
-    elif request is not None:
+    else:
         converse(handler)
 
 

@@ -8,27 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from array import array
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from time import monotonic
 from typing import Any
 
-from srvkit.contracts import Board, Rows, Steps, passes_datagrams
-from srvkit.net.connection import account_of
-from srvkit.protocol.outcomes import BAD_MESSAGE, CLOSED, ERROR, REFUSED
-from srvkit.protocol.proxy_header import unmapped
-
-
-@dataclass(slots=True)
-class OpenRequest:
-    """A connection being handled, as far as its server knows."""
-
-    number: int
-    request: Any
-    client_address: Any
-    since: float  # on the monotonic clock
+from srvkit.contracts import Board, Rows, Steps
+from srvkit.net.connection import is_datagram
+from srvkit.protocol.outcomes import BAD_MESSAGE, ERROR, REFUSED
 
 
 class StatsMixIn(Steps):
@@ -41,14 +26,7 @@ class StatsMixIn(Steps):
     board: Board
     beat_interval: float
     retire_after = 0
-    _numbers = 0
-    _refused: Any = None  # the request that is being refused
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        # By descriptor, and nothing more: an idle connection pays 16 bytes where an object takes 500.
-        self._number = array("Q")
-        self._since = array("d")
+    _admitted = 0
 
     def on_beat(self) -> None:
         """Hear of each beat; in the loop's thread."""
@@ -67,22 +45,18 @@ class StatsMixIn(Steps):
 
         beat()
 
-    @passes_datagrams
-    def admit_request(self, request: Any, client_address: Any) -> None:
-        """Count the request and have it handled."""
+    def request_admitted(self, request: Any) -> None:
+        """Count the request, which is about to be handled."""
         self.board.accepted()
-        self._numbers += 1
-        self.note(request, client_address)
-        if self._numbers == self.retire_after:
+        self._admitted += 1
+        if self._admitted == self.retire_after:
             self.on_max_requests()
-        super().admit_request(request, client_address)
+        super().request_admitted(request)
 
     def refuse_request(self, request: Any) -> None:
         """Count the request, which is not handled."""
         self.board.refused()
-        self._refused = request
         super().refuse_request(request)
-        self._refused = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Count what is not the peer's fault."""
@@ -92,9 +66,9 @@ class StatsMixIn(Steps):
 
     def datagrams_handled(self, count: int, bytes_in: int, bytes_out: int, unusual: list[str]) -> None:
         """Count datagrams that were handled at once."""
-        before, self._numbers = self._numbers, self._numbers + count
+        before, self._admitted = self._admitted, self._admitted + count
         self.board.handled(count, bytes_in, bytes_out, unusual)
-        if before < self.retire_after <= self._numbers:
+        if before < self.retire_after <= self._admitted:
             self.on_max_requests()
 
     def datagram_dropped(self) -> None:
@@ -106,39 +80,11 @@ class StatsMixIn(Steps):
         self.board.unanswered()
         super().reply_lost(client_address, why)
 
-    @passes_datagrams
-    def request_done(self, request: Any) -> None:
-        """Count the end of the request."""
+    def request_ended(self, request: Any) -> None:
+        """Count the end of the request, and how it ended."""
         # Before the seat is given back: with the last one a server that stops, and its process, may end.
-        if request is not self._refused:
-            self.account(request)
-        super().request_done(request)
-
-    def account(self, request: Any) -> None:
-        """Write down how the request ended."""
-        self.board.ended(*_account(request))
-
-    def note(self, request: Any, client_address: Any) -> None:
-        """Remember that a connection begins; datagrams are over too soon for anybody to ask."""
-        if isinstance(request, tuple):
-            return
-        fd = request.fileno()
-        missing = fd + 1 - len(self._since)
-        if missing > 0:
-            self._number.extend([0] * missing)
-            self._since.extend([0.0] * missing)
-        self._number[fd], self._since[fd] = self._numbers, monotonic()
-
-    def open_requests(self) -> list[OpenRequest]:
-        """Return the connections that are being handled; safe from any thread."""
-        found = []
-        for request in self.requests_at_hand():
-            with suppress(OSError, AttributeError, IndexError):  # just ended, or a datagram
-                fd = request.fileno()
-                if fd >= 0:
-                    peer = request.client_address or unmapped(request.getpeername())
-                    found.append(OpenRequest(self._number[fd], request, peer, self._since[fd]))
-        return found
+        self.board.ended(request.outcome, request.bytes_in, request.bytes_out)
+        super().request_ended(request)
 
 
 class ForkedStatsMixIn(StatsMixIn):
@@ -152,8 +98,6 @@ class ForkedStatsMixIn(StatsMixIn):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._pid = os.getpid()
-        self._noted: dict[int, OpenRequest] = {}
-        self._rows: dict[int, int] = {}  # of those that have a child
         self._unanswered = 0  # in the child
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -178,40 +122,30 @@ class ForkedStatsMixIn(StatsMixIn):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a child handle the request."""
-        self._rows[id(request)] = self.rows.take()
+        request.row = self.rows.take()
         super().process_request(request, client_address)
 
-    def account(self, request: Any) -> None:
+    def request_ended(self, request: Any) -> None:
         """In the child, leave the account; in the parent, read what the child has left, and write it down."""
-        self._noted.pop(id(request))
-        row = self._rows.pop(id(request), None)
+        row, request.row = request.row, None
         if row is None:  # it never had one
-            self.board.ended(*_account(request))
+            super().request_ended(request)
             return
         if os.getpid() != self._pid:
-            self.rows.write(row, *_account(request), self._unanswered)
+            account = request.outcome, request.bytes_in, request.bytes_out
+            self.rows.write(row, *account, self._unanswered)
             return
         left = self.rows.give_back(row)
-        if left is None and getattr(account_of(request), "outcome", None) == REFUSED:
+        if left is None and request.outcome == REFUSED:
             left = REFUSED, 0, 0, 0  # there was no process for it
         outcome, bytes_in, bytes_out, unanswered = left or (ERROR, 0, 0, 0)
         if outcome == ERROR:
             self.board.failed()
         for _ in range(unanswered):
             self.board.unanswered()
-        if outcome == BAD_MESSAGE and isinstance(request, tuple):
+        if outcome == BAD_MESSAGE and is_datagram(request):
             self.board.dropped()
         self.board.ended(outcome, bytes_in, bytes_out)
-
-    def note(self, request: Any, client_address: Any) -> None:
-        """Remember a request, whose connection is closed here as soon as its child has it."""
-        self._noted[id(request)] = OpenRequest(self._numbers, request, client_address, monotonic())
-
-    def open_requests(self) -> list[OpenRequest]:
-        """Return what the children handle, and what is to be."""
-        for one in (found := list(self._noted.values())):
-            one.client_address = getattr(one.request, "client_address", None) or one.client_address
-        return found
 
 
 class EndsMixIn(Steps):
@@ -226,25 +160,11 @@ class EndsMixIn(Steps):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._pid = os.getpid()
-        self._peers: dict[int, Any] = {}  # by id of the request
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Remember whose request it is; behind a proxy this is called a second time, for its client."""
-        self._peers.setdefault(id(request), client_address)
-        return super().verify_request(request, client_address)
-
-    def refuse_request(self, request: Any) -> None:
-        """Refuse it; where there was no seat nobody has been asked about it yet."""
-        if id(request) not in self._peers:
-            with suppress(OSError, AttributeError):  # gone already, or a datagram
-                self._peers[id(request)] = unmapped(request.getpeername())
-        super().refuse_request(request)
 
     def request_done(self, request: Any) -> None:
         """Tell of its end."""
-        peer = self._peers.pop(id(request), None)
-        if peer is not None and os.getpid() == self._pid:
-            self.tell_end(peer)
+        if request is not None and os.getpid() == self._pid:
+            self.tell_end(request.client_address if request.peer_address is None else request.peer_address)
         super().request_done(request)
 
     def _drop(self, client_address: Any, longest: int) -> None:
@@ -257,14 +177,3 @@ def telling_ends(server_class: type[Any], tell_end: Callable[[Any], object]) -> 
     """Return the class with `EndsMixIn` in front."""
     attributes = {"__module__": __name__, "tell_end": staticmethod(tell_end)}
     return type(server_class.__name__, (EndsMixIn, server_class), attributes)
-
-
-def _account(request: Any) -> tuple[str, int, int]:
-    account = account_of(request)
-    if isinstance(request, tuple):
-        return getattr(account, "outcome", CLOSED), len(request[0]), getattr(account, "bytes_out", 0)
-    return (
-        getattr(account, "outcome", ERROR),
-        getattr(account, "bytes_in", 0),
-        getattr(account, "bytes_out", 0),
-    )

@@ -14,8 +14,8 @@ from srvkit.contracts import open_names
 from srvkit.net.connection import TimedConnection, accept
 from srvkit.net.listener import Listener
 from srvkit.protocol.proxy_header import unmapped
-from srvkit.server.base import BURST, MAX_CONNECTIONS, BaseServer
-from srvkit.server.limits import ConnectionLimit
+from srvkit.server.admission import Admission
+from srvkit.server.base import BURST, BaseServer
 from srvkit.server.lingering import Lingering, has_to_linger, wait_out
 
 SHUT_WR = int(socket.SHUT_WR)
@@ -81,16 +81,8 @@ class TCPServer(BaseServer):
             server.server_address = listeners[0].address.path
         if cls.limits is not None:
             server._srvkit_lingering = Lingering(server.close_request, server._stop_when_empty)
-            server._srvkit_seats = ConnectionLimit(
-                cls.limits.max_connections,
-                cls.limits.when_full,
-                lambda: server.pause_accepting(MAX_CONNECTIONS),
-                lambda: server.resume_accepting(MAX_CONNECTIONS, server._is_full),
-            )
+            server._srvkit_admission = Admission(server, cls.admission)
         return server
-
-    def _is_full(self) -> bool:
-        return self._srvkit_seats is not None and len(self._srvkit_seats) >= self._srvkit_seats.limit
 
     def server_bind(self) -> None:
         """Bind the socket and learn its real address. May be overridden."""
@@ -149,7 +141,7 @@ class TCPServer(BaseServer):
         try:
             self.close_request(request)
         finally:
-            if self._srvkit_seats is not None:
+            if self._srvkit_admission is not None:
                 self.request_done(request)
 
     def _linger(self, request: Any) -> None:
@@ -177,9 +169,9 @@ class TCPServer(BaseServer):
         return BURST if self._takes_requests_as(TCPServer) else 1
 
     def _takes_requests_as(self, server_class: type[BaseServer]) -> bool:
-        steps = ("get_request", "_handle_request_noblock")  # the latter is private, and yet overridden
-        return not vars(self).keys() & steps and all(
-            getattr(type(self), step) is getattr(server_class, step) for step in steps
+        # The latter is private, and yet overridden.
+        return self._has_own("get_request", server_class) and self._has_own(
+            "_handle_request_noblock", server_class
         )
 
 

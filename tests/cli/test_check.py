@@ -64,6 +64,9 @@ idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=65536, m
     connection_class = Connection
     daemon_threads = True
     block_on_close = False
+    admission = (
+        Capacity(max_connections=1024, when_full='wait'),
+    )
 
 # listens on tcp://127.0.0.1:7007; each connection goes to Parrot
 
@@ -79,6 +82,7 @@ idle_timeout=60.0, request_timeout=0.0, write_timeout=30.0, max_message=1048576,
     max_packet_size = 65535
     drop_truncated = True
     reply_only_if_written = True
+    admission = ()
 
 # listens on udp://127.0.0.1:3737, unixgram:time.sock; each datagram goes to plugin.Plain
 """
@@ -90,6 +94,26 @@ def test_explain_writes_the_class_statements_of_the_file(srvkit, tmp_path):
     done = srvkit("check", "--explain")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == EXPLAINED.replace("time.sock", f"{tmp_path}/time.sock")
+
+
+def test_explain_shows_what_a_connection_passes_in_its_order(srvkit, tmp_path):
+    (tmp_path / "srvkit.toml").write_text(
+        ECHO
+        + """
+access = { allow = ["192.0.2.0/24"], deny = ["192.0.2.1"] }
+proxy = { trusted = ["127.0.0.1"], header_timeout = "2s" }
+limits = { max_connections = 5, when_full = "close", max_per_client = 2, connect_rate = 3 }
+"""
+    )
+    explained = srvkit("check", "--explain").stdout
+    stages = explained.partition("admission = (\n")[2].partition("    )\n")[0]
+    assert [line.strip() for line in stages.splitlines()] == [
+        "Capacity(max_connections=5, when_full='close'),",
+        "TrustedProxies(allow=['127.0.0.1']),",
+        "ProxyStage(header_timeout=2.0),",
+        "Access(allow=['192.0.2.0/24'], deny=['192.0.2.1']),",
+        "PerClient(max_per_client=2, connect_rate=3),",
+    ]
 
 
 def test_changing_one_word_changes_the_mixin_alone(srvkit, tmp_path):

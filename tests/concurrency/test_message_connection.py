@@ -197,7 +197,7 @@ def test_what_others_send_has_its_time_from_then_on(model: str, client: Any, eve
             (handler,) = handlers
             link = handler.link
             eventually(lambda: not getattr(link, "_busy", False))
-            link._last -= 1000  # as if it had been silent for so long
+            link.last -= 1000  # as if it had been silent for so long
             handler.send(much)
             eventually(lambda: link._unsent and not getattr(link, "_busy", False))
             looked = threading.Event()

@@ -536,7 +536,8 @@ def test_hooks_put_their_mixins_in_front_only_where_somebody_listens(composed, p
     plugins.pm.register(Watching())
     (plan,) = composed(server())
     bases = [base.__name__ for base in plan.server_class.__bases__]
-    assert bases == ["VerifyHookMixIn", "ErrorHookMixIn", "ThreadingMixIn", "TCPServer"]
+    assert bases == ["ErrorHookMixIn", "ThreadingMixIn", "TCPServer"]
+    assert [type(stage).__name__ for stage in plan.server_class.admission] == ["Capacity", "VerifyHook"]
 
 
 def test_plugins_are_not_asked_about_a_configuration_that_is_wrong_anyway(plugins, wrong):

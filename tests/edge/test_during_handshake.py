@@ -303,11 +303,11 @@ def test_who_is_sent_too_much_meanwhile_ends_behind_it(
     sock = asked(served, speaker.handlers)
     for _ in range(8):
         speaker.handlers[0].send(bytes(1024 * 1024))
-    assert len(served.server.waiting) == 1
+    assert len(served.server._srvkit_admission.waiting) == 1
     with contextlib.suppress(ssl.SSLError, ConnectionError):
         ended(secure(sock, ""))
     assert speaker.outcomes.get(timeout=PATIENCE) == "overflow"
-    assert not served.server.waiting
+    assert not served.server._srvkit_admission.waiting
 
 
 PLUGIN = """

@@ -268,3 +268,20 @@ def test_a_shorter_timeout_holds_after_a_reload(managed, talking):
     managed.write(servers, talking, GENERAL)
     managed.reload()
     assert_replaced(managed, b"sleep")
+
+
+def test_a_handler_that_hangs_while_another_connection_waits_to_be_let_in(serving, managed):
+    """The other one, whose PROXY header is to come, is no sign of life."""
+    serving("serial", more='[server.a.proxy]\ntrusted = ["127.0.0.1"]\nheader_timeout = "30s"\n')
+    (pid,) = managed.workers()
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+    with managed.connect() as silent, managed.connect() as one:
+        silent.sendall(header[:5])
+        one.sendall(header + b"hello\n")
+        assert one.recv(100).startswith(b"hello ")
+        one.sendall(b"sleep\n")
+        managed.program.wait_for(f"a: worker {pid} killed: no heartbeat for {TIMEOUT:g} seconds$")
+    with managed.connect() as again:
+        again.sendall(header + b"again\n")
+        assert again.recv(100).startswith(b"again ")
+    assert managed.program.end() == 0

@@ -135,7 +135,7 @@ def test_every_connection_is_counted_once_with_its_outcome_and_bytes(
     assert sorted(board.outcomes) == [("eof", 10, 10), ("error", 5, 0), ("truncated", 8, 6)]
     assert board.counted == {"accepted": 3, "ended": 3, "failed": 1}
     assert board.pids == {os.getpid()}
-    eventually(lambda: not server.open_requests())
+    eventually(lambda: not server.requests_at_hand())
 
 
 def test_children_leave_their_accounts_and_one_that_dies_is_an_error(
@@ -176,9 +176,9 @@ def test_a_request_is_at_hand_as_long_as_it_lasts(
     with client(server.server_address) as sock:
         sock.sendall(b"hello\n")
         assert sock.recv(100) == b"hello\n"
-        (one,) = server.open_requests()
+        (one,) = server.requests_at_hand()
         assert (one.number, one.client_address) == (1, sock.getsockname())
-    eventually(lambda: not server.open_requests())
+    eventually(lambda: not server.requests_at_hand())
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -197,7 +197,7 @@ def test_datagrams_are_counted_one_by_one_and_those_refused_too(
     assert sum(size for _, size, _ in board.outcomes) == 8
     assert {outcome for outcome, *_ in board.outcomes} <= {"closed", "handled"}
     assert board.counted == {"accepted": 2, "ended": 2, "refused": 1}
-    eventually(lambda: not server.open_requests())
+    eventually(lambda: not server.requests_at_hand())
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
@@ -206,7 +206,7 @@ def test_enough_is_said_once_after_so_many_requests(
     model: str, scheme: str, watched: Any, client: Any
 ) -> None:
     told: list[int] = []
-    server = watched(model, scheme, retire_after=2, on_max_requests=lambda self: told.append(self._numbers))
+    server = watched(model, scheme, retire_after=2, on_max_requests=lambda self: told.append(self._admitted))
     host, port = server.server_address
     for number in range(1, 5):
         with client(f"{scheme}://{host}:{port}") as sock:

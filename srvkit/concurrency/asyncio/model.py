@@ -11,7 +11,6 @@ import logging
 import threading
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
-from socket import SOCK_STREAM
 from typing import Any, Literal
 
 from srvkit.concurrency.events import EventMixIn
@@ -65,7 +64,6 @@ class TaskMixIn(EventMixIn):
     cutting = False  # whether abort_all() was called
     alone = False  # whether the loop is for one request only
     _polled = False
-    _link: Any = None  # the class of what keeps a coroutine's request
 
     def make_loop(self) -> Any:
         """Make an asyncio loop. Raises ImportError without uvloop where that is asked for."""
@@ -87,8 +85,7 @@ class TaskMixIn(EventMixIn):
         if not self._takes_messages():
             from srvkit.concurrency.asyncio.transport import DatagramTask, StreamTransport
 
-            is_stream = getattr(self, "socket_type", SOCK_STREAM) == SOCK_STREAM
-            self._link = StreamTransport if is_stream else DatagramTask
+            self._srvkit_link = StreamTransport if self._takes_connections() else DatagramTask
         self._polled = not getattr(self.service_actions, "event_driven", False)
 
     def loop_ends(self, loop: Any) -> None:
@@ -101,21 +98,18 @@ class TaskMixIn(EventMixIn):
             log.warning(message, self._srvkit_name(), left, "s" * (left != 1))
         super().loop_ends(loop)  # which also ends what would not be cancelled
         self.cutting = False
-        self._link = None
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a task for the request, or add its connection to the loop."""
-        if self._link is not None:
-            self.finish_request(request, client_address)
-        elif self._takes_messages():
+        if self._srvkit_link is not None or self._takes_messages():
             super().process_request(request, client_address)
         else:
             self._process_alone(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request, from now on and beside the others."""
-        if self._link is not None:
-            self._link(self, self._srvkit_loop, request, client_address).begin()
+        if self._srvkit_link is not None:  # also in front of the standard library's servers
+            self._srvkit_link(self, self._srvkit_loop, request, client_address).begin()
         else:
             super().finish_request(request, client_address)
 
@@ -137,9 +131,6 @@ class TaskMixIn(EventMixIn):
     def _cut(self) -> None:
         for link in list(self.links):
             link.cut()
-
-    def _takes_messages(self) -> bool:
-        return hasattr(self.RequestHandlerClass, "handle_message")
 
     def _process_alone(self, request: Any, client_address: Any) -> None:
         with self.make_loop() as loop:

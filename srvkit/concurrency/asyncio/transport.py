@@ -29,7 +29,7 @@ from srvkit.concurrency.loop_connection import (
 )
 from srvkit.errors import EscapedError, FrameError, PeerGone
 from srvkit.net.address import display
-from srvkit.net.connection import DONT_WAIT, Connection, account_of
+from srvkit.net.connection import DONT_WAIT
 from srvkit.net.datagrams import ReplySocket
 from srvkit.net.datagrams import reply as send_datagram
 from srvkit.net.event_loop import READ, WRITE
@@ -184,10 +184,9 @@ class HandlerTask(asyncio.Transport):
     def _blame_peer(self, outcome: str, fault: Exception) -> None:
         """Note what the peer did; the server tells by it whose fault an exception is."""
         self.outcome = self.outcome or outcome
-        account = account_of(self._request)
-        if isinstance(account, (Connection, ReplySocket)):
-            account.outcome = self.outcome
-            account.fault = fault  # type: ignore[union-attr]
+        if self._server._srvkit_admission is not None:  # it keeps records
+            self._request.outcome = self.outcome
+            self._request.fault = fault
 
     def _finish(self) -> None:
         raise NotImplementedError
@@ -484,7 +483,7 @@ class StreamTransport(LoopConnection, HandlerTask):
     def _spans(self, now: float) -> tuple[float | None, float | None]:
         # A handler that does not read has its reasons; the peer's time begins when it does.
         reading = None if self._handled else now - (self.reader.waiting_since or now)
-        return reading, now - self._last if self._unsent and self._over is None else None
+        return reading, now - self.last if self._unsent and self._over is None else None
 
     def _peer_lost(self, outcome: str) -> None:
         self._lose_peer(outcome, TimeoutError(f"{outcome.replace('-', '_')} is over"))

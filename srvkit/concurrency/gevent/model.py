@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from srvkit.concurrency import monkey_patching as monkey
 from srvkit.contracts import Package, Steps, in_one_line
-from srvkit.net.connection import account_of
+from srvkit.net.connection import is_datagram
 from srvkit.protocol.outcomes import STOPPED
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ class GreenletMixIn(Steps):
             self.finish_request(request, client_address)
         except Exception as error:
             if self._greenlets.was_cut(error):
-                with suppress(AttributeError):  # a datagram of a server that keeps no accounts
-                    account_of(request).outcome = STOPPED
+                with suppress(AttributeError):  # of a server that keeps no records
+                    request.outcome = STOPPED
             else:
                 self.handle_error(request, client_address)
         finally:
@@ -158,7 +158,7 @@ class GreenletMixIn(Steps):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a handler handle the request; a datagram's answers through a socket that does not block."""
         waits = not self._srvkit_listeners  # of a server from TOML it never does
-        if self._greenlets is not None and isinstance(request, tuple) and waits:
+        if self._greenlets is not None and is_datagram(request) and waits:
             request = request[0], self._greenlets.answering_socket(request[1])
         super().finish_request(request, client_address)
 

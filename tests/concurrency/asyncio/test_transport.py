@@ -109,7 +109,7 @@ def test_progress_counts_from_when_it_was_made(client: Any) -> None:
             before, held = asyncio.get_running_loop().time(), transport.get_write_buffer_size()
             while transport.get_write_buffer_size() == held:  # until the kernel has room
                 transport.flush()
-            moments.put((before, transport._last))
+            moments.put((before, transport.last))
             transport.abort()
 
     with srvkit.serve(Handler, "tcp://127.0.0.1:0", concurrency="asyncio") as served:

@@ -1,0 +1,42 @@
+"""The requests that a server has taken and not ended yet: the one place that knows them all.
+
+Each is its own record, a `net.connection.Connection` or a `net.datagrams.Datagram`, and known by its number.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+
+class Registry:
+    """The open requests of one server.
+
+    `add` is for the accepting thread, `remove` for whatever thread (or reaper of children) ends a request.
+    """
+
+    __slots__ = ("_taken", "open")
+
+    def __init__(self) -> None:
+        self.open: dict[int, Any] = {}  # by number
+        self._taken = 0  # requests so far
+
+    def add(self, record: Any, client_address: Any) -> None:
+        """Begin the record of a request that was just taken."""
+        self._taken = record.number = number = self._taken + 1
+        record.since = monotonic()
+        record.client_address = client_address
+        record.driver = None
+        self.open[number] = record
+
+    def remove(self, record: Any) -> None:
+        """Forget a request; doing so twice does no harm."""
+        self.open.pop(record.number, None)
+
+    def get(self, number: int) -> Any:
+        """Return the open request with this number; None where it has ended."""
+        return self.open.get(number)
+
+    def records(self) -> list[Any]:
+        """Return the open requests; safe from any thread."""
+        return list(self.open.values())
