@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from srvkit.net import unixpath
+from srvkit.net.closing import close_one
 from srvkit.net.event_loop import WRITE, EventLoop
 from srvkit.net.socketfile import identity
 from srvkit.process.runtime_paths import PlaceError, make_folder, remove_if, temporary_name
@@ -122,7 +123,7 @@ class ControlSocket:
     def _accept(self) -> None:
         for _ in range(MOST_CLIENTS):  # then others have their turn
             try:
-                sock = self._socket.accept()[0]
+                sock = _accept(self._socket)
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -140,6 +141,12 @@ class ControlSocket:
                 sock.close()  # it is better to hear of an end than of nothing
                 if not isinstance(error, OSError):  # it cannot be watched
                     raise
+
+    def close_broken(self) -> None:
+        """Let go of clients that cannot be answered and could not be closed: they wait for either."""
+        for client in list(self._clients):
+            if client.is_broken:
+                client.close()
 
     def _refusal(self, sock: socket.socket) -> str:
         uid = _peer_uid(sock)
@@ -173,6 +180,7 @@ class _Client:
         self._unsent = memoryview(b"")
         self._replied = False
         self._keep = False
+        self.is_broken = False  # whether something has raised, so that there will be no answer
         self._timer = loop.call_later(REQUEST_TIMEOUT, self._too_slow)
         loop.watch(sock.fileno(), self._read)
 
@@ -185,6 +193,7 @@ class _Client:
         try:
             self._begin_to_write(answer)
         except Exception:
+            self.is_broken = True
             self.close()  # it is better to hear of an end than of nothing
             raise
 
@@ -212,6 +221,7 @@ class _Client:
         try:
             self._hear()
         except Exception:
+            self.is_broken = True
             self.close()  # nobody else would tell the client that there is no answer
             raise
 
@@ -291,6 +301,16 @@ class _Client:
 
     def _too_slow(self) -> None:
         self.reply({"error": f"no request came within {REQUEST_TIMEOUT:g} s"})
+
+
+def _accept(listening: socket.socket) -> socket.socket:
+    """Accept a client; where there is no memory for its socket it hears the end at once."""
+    fd, _ = listening._accept()  # type: ignore[attr-defined]
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
+    except BaseException:
+        close_one(fd)
+        raise
 
 
 def listen(path: Path) -> socket.socket:

@@ -20,12 +20,19 @@ log = logging.getLogger("srvkit.process")
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds after a turn in which something raised, doubling
 AGAIN = 1.0  # seconds until a timer is due once more whose callback has raised
 
+_failed = False  # whether a step has raised since the loop has looked; a plain mark, which takes no memory
+
 
 def attempt(what: str, step: Callable[[], object]) -> bool:
-    """Take a step; return whether it raised nothing. What it raises is logged as the failure of `what`."""
+    """Take a step; return whether it raised nothing. What it raises is logged as the failure of `what`.
+
+    After a turn of a `GuardedLoop` in which one has raised, what it has lost is looked for.
+    """
+    global _failed
     try:
         step()
     except Exception as error:
+        _failed = True
         complain(what, error)
         return False
     return True
@@ -48,6 +55,12 @@ def in_words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
+def mark_failure() -> None:
+    """Have what is lost looked for, although nothing was logged."""
+    global _failed
+    _failed = True
+
+
 class GuardedLoop(EventLoop):
     """A loop that goes on whatever its callbacks raise.
 
@@ -56,7 +69,6 @@ class GuardedLoop(EventLoop):
     """
 
     def __init__(self) -> None:
-        self._failures = 0
         self._in_a_row = 0  # turns in which something raised
         self.recover: Callable[[], None] | None = None  # called after such a turn: for what that has lost
         super().__init__()
@@ -81,26 +93,22 @@ class GuardedLoop(EventLoop):
             self._take_a_turn(timeout)
         except Exception:  # there was no memory to say what is wrong
             self._in_a_row = 1
-
-    def note_failure(self) -> None:
-        """Take this turn for one in which something raised."""
-        self._failures += 1
+            mark_failure()
 
     def _take_a_turn(self, timeout: float | None) -> None:
-        before = self._failures
+        global _failed
         self._call(partial(super().wait, timeout))
-        if self._failures == before:
+        if not _failed:
             self._in_a_row = 0
         else:
+            _failed = False
             time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._in_a_row, 10)))
             self._in_a_row += 1
             if self.recover is not None:
                 attempt("recovering", self.recover)
 
     def _call(self, callback: Callable[[], object]) -> bool:
-        done = attempt("srvkit goes on after an exception of its own", callback)
-        self._failures += not done
-        return done
+        return attempt("srvkit goes on after an exception of its own", callback)
 
     def _call_only(self, callback: Callable[[], object]) -> None:
         self._call(callback)

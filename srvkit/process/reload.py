@@ -244,6 +244,11 @@ class Change:
             self._timer.cancel()
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has come to its end, be it known to who began it or not."""
+        return self._over
+
+    @property
     def listeners(self) -> list[Listener]:
         """Return the sockets that were added for what is not in force yet."""
         return self._new.sockets.added if self._new is not None and self.made is None else []

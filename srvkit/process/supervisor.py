@@ -91,7 +91,7 @@ class Supervisor:
         self._signals = Signals(*HANDLED, ignored=IGNORED)
         self._loop = GuardedLoop()
         self._children = ChildReaper()
-        self._loop.recover = self._children.reap  # the signal of a child's end may be what was lost
+        self._loop.recover = self._recover
         self._watch = Watch(self._loop, self._files_changed) if watch else None
         self._began = time.time()
         self._generation: Generation | None = None
@@ -291,8 +291,7 @@ class Supervisor:
     # ---- signals
 
     def _signalled(self, number: int, times: int) -> None:
-        if not attempt(signal.Signals(number).name, partial(self._obey, number, times)):
-            self._loop.note_failure()
+        attempt(signal.Signals(number).name, partial(self._obey, number, times))
 
     def _obey(self, number: int, times: int) -> None:
         if number == signal.SIGCHLD:
@@ -527,12 +526,18 @@ class Supervisor:
             self._status = FORCED
 
     def _change_done(self, change: Change) -> None:
-        self._change = None
-        self._old += change.half_made
+        # What takes memory comes first: until then nothing has happened, and `_recover` comes here again.
+        before = self._generation if change.made is not None else None
+        old = [*self._old, *change.half_made, *(before.workers.values() if before is not None else ())]
+        failed = partial(self._change_failed, change)
+        steps = self._steps_into_force(change.made, change.began, before) if change.made is not None else []
+        self._change, self._old = None, old
         if change.made is None:
-            attempt("the end of a change", partial(self._change_failed, change))
+            attempt("the end of a change", failed)
         else:
-            self._put_in_force(change.made, change.began)
+            self._generation = change.made
+            for step in steps:  # it is in force: what fails of the rest is no reason not to do all the others
+                attempt("putting a configuration in force", step)
         if self._replace_next:
             self._replace_next = False
             self._execute()
@@ -552,14 +557,15 @@ class Supervisor:
         else:
             self._reload_failed(change.errors)
 
-    def _put_in_force(self, made: Generation, began: float) -> None:
-        before, self._generation = self._generation, made
-        for workers in made.workers.values():
-            workers.start_respawning()
-        self._announcement = partial(self._announce, made, began, before is not None)
-        steps: list[Callable[[], object]] = []
+    def _steps_into_force(
+        self, made: Generation, began: float, before: Generation | None
+    ) -> list[Callable[[], object]]:
+        announcement = partial(self._announce, made, began, before is not None)
+        steps: list[Callable[[], object]] = [
+            partial(setattr, self, "_announcement", announcement),
+            partial(self._keep_up, made),
+        ]
         if before is not None:
-            self._old += before.workers.values()
             steps.append(partial(self._retire, before, made))
             steps.append(partial(self._change_log, made.config))
         steps.append(partial(self._let_go, made))
@@ -572,8 +578,36 @@ class Supervisor:
         steps.append(partial(self._look_after, made.config.srvkit.heartbeat_timeout))
         steps.append(partial(self._reminder.about, made.terms, made.noted))
         steps += [self._changed, self._see_to_announcement]
-        for step in steps:  # it is in force: what fails of the rest is no reason not to do all the others
-            attempt("putting a configuration in force", step)
+        return steps
+
+    def _keep_up(self, made: Generation) -> None:
+        for workers in made.workers.values():
+            if workers.on_trial:
+                workers.start_respawning()
+
+    def _recover(self) -> None:
+        """Do again what may have been lost where something has raised: nobody else will."""
+        self._children.reap()  # the signal of a child's end may be what was lost
+        if self._control is not None:
+            self._control.close_broken()
+        if self._change is not None and self._change.is_over:
+            self._change_done(self._change)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring about what is wanted of workers, where something has raised on the way to it."""
+        generation = self._generation
+        if generation is None:
+            return
+        if not self._stopping:
+            self._keep_up(generation)
+        for workers in (*generation.workers.values(), *self._old):
+            step = workers.settle
+            if workers in self._old and workers.order is None:  # nobody has told them yet
+                timeout = generation.config.srvkit.drain_timeout
+                shared = [listener.number for listener in generation.sockets]
+                step = workers.cut if workers.on_trial else partial(workers.retire, timeout, shared)
+            attempt(workers.name, step)
 
     def _retire(self, before: Generation, made: Generation) -> None:
         shared = [listener.number for listener in made.sockets]
@@ -651,6 +685,7 @@ class Supervisor:
         self._children.reap()  # should a signal have been lost for want of memory
         timeout = self._generation.config.srvkit.heartbeat_timeout
         attempt("looking at files", self._look_at_files)
+        self._settle()
         now = monotonic()
         if now > self._look_planned + LATE:
             # This process was stopped, and perhaps all of them were: let them come round first.

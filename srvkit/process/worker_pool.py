@@ -81,6 +81,8 @@ class WorkerProcess:
         self.replaces = replaces
         self.state: State = "starting"
         self.order: Message | None = None  # to end, once it was given
+        self.patience = 0.0  # seconds that it has for that
+        self.is_told = False  # whether it was told in full
         self.errors: list[str] = []
         self.files: list[str] = []
         self.ready_since = 0.0  # on the monotonic clock
@@ -149,7 +151,9 @@ class WorkerPool:
         self._problems = problems
         self._around = around
         self._kept = kept
-        self._on_trial = True
+        self.on_trial = True
+        self.order: Message | None = None  # to all of them, to end
+        self._patience = 0.0  # seconds that they have for that
         self._ending = False
         self._failures = 0  # to get ready, in a row
         self._starts: deque[float] = deque(maxlen=MOST_STARTS)
@@ -180,7 +184,7 @@ class WorkerPool:
             try:
                 self._start_one()
             except Exception as error:
-                if self._on_trial:
+                if self.on_trial:
                     raise
                 complain(f"{self.name}: cannot start a worker", error)
                 self._start_later(self._next_delay())
@@ -189,18 +193,18 @@ class WorkerPool:
     def adopt(self, worker: WorkerProcess) -> None:
         """Look after a worker that a predecessor of this program has started; see `start_respawning`."""
         around = self._around
-        self._ending, self._on_trial = True, False
+        self._ending, self.on_trial = True, False
         self.workers[worker.pid] = worker
         worker.ready_since = monotonic()
         around.children.adopt(worker.pid, lambda status: self._ended(worker, status))
         self._attach(worker)
         if worker.state == "retiring":
-            worker.order = {}
+            worker.order, worker.is_told = {}, True
             self._kill_after(worker, self._config.srvkit.drain_timeout + CUT_TIME)
 
     def start_respawning(self, wanted: int | None = None) -> None:
         """Replace, from now on, whatever ends, so that there are as many as are wanted."""
-        self._on_trial = self._ending = False
+        self.on_trial = self._ending = False
         if wanted is not None:
             self.wanted = wanted
 
@@ -209,9 +213,15 @@ class WorkerPool:
         self.wanted = count
         if self._missing() > 0:
             self.start()
-        serving = [worker for worker in self.workers.values() if worker.state in ("starting", "ready")]
-        for worker in serving[count:]:
-            self._retire(worker)
+        self._retire_surplus()
+
+    def _retire_surplus(self) -> None:
+        surplus = -self._missing()
+        if surplus > 0:
+            serving = [one for one in self.workers.values() if one.state in ("starting", "ready")]
+            # Who takes the place of another one goes on: that one is to go.
+            for worker in [one for one in serving if one.replaces is None][-surplus:]:
+                self._retire(worker)
 
     def retire(self, timeout: float, shared: Sequence[int]) -> None:
         """Let all finish what they have and end; others serve the listeners in `shared` from now on."""
@@ -227,7 +237,7 @@ class WorkerPool:
         self._end({"do": "cut"}, 0)
 
     def _end(self, message: Message, timeout: float) -> None:
-        self._ending = True
+        self._ending, self.order, self._patience = True, message, timeout
         self._forget_certificates()
         self._to_retire.clear()
         if self._waiting is not None:
@@ -252,13 +262,27 @@ class WorkerPool:
     def _tell_to_end(self, worker: WorkerProcess, message: Message, timeout: float) -> None:
         if worker.state == "gone":
             return
-        worker.order = message
+        worker.order, worker.patience, worker.is_told = message, timeout, False
         self._kill_after(worker, timeout + CUT_TIME)  # first: it ends, whatever it can be told
         if worker.state == "starting":
             self._around.children.signal(worker.pid, signal.SIGTERM)
         elif worker.state != "hung":
             worker.state = "retiring"
             worker.channel.send(message)
+        worker.is_told = True
+
+    def settle(self) -> None:
+        """Bring about what is wanted, where something has raised on the way to it."""
+        for worker in list(self.workers.values()):
+            if worker.order is not None:
+                if not worker.is_told:
+                    self._tell_to_end(worker, worker.order, worker.patience)
+            elif self.order is not None:
+                self._tell_to_end(worker, self.order, self._patience)
+        if not self._ending and not self.on_trial:
+            if self._waiting is None:
+                self.start()
+            self._retire_surplus()
 
     def broadcast(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send a message to all that listen."""
@@ -480,7 +504,7 @@ class WorkerPool:
         if worker.order is not None:
             if was_ready:  # else it had no clients
                 self.cut_short = self.cut_short or status != 0
-        elif self._on_trial:
+        elif self.on_trial:
             self.failed = worker.errors or [f"{self.name}: its worker {ending(status)} before it was ready"]
             self.failed_status = status if status in (2, 3) else 3
         else:
@@ -521,7 +545,7 @@ class WorkerPool:
     def _report(self, worker: WorkerProcess) -> None:
         status = worker.status
         stacks = worker.written_stacks()
-        for line in worker.errors if not self._on_trial else ():  # else whoever tries it says so
+        for line in worker.errors if not self.on_trial else ():  # else whoever tries it says so
             log.error("%s", line)
         if stacks:
             self._log_stacks(worker, stacks)
@@ -531,7 +555,7 @@ class WorkerPool:
         elif status == 0:
             level = logging.DEBUG
         told_early = worker.order is not None and not worker.ready_since and status == -signal.SIGTERM
-        if told_early or (self._on_trial and worker.errors):
+        if told_early or (self.on_trial and worker.errors):
             level = logging.DEBUG
         log.log(level, "%s: worker %d %s", self.name, worker.pid, ending(status))
 

@@ -35,11 +35,12 @@ class Supervisor:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.loop: EventLoop = GuardedLoop()
+        self.loop = GuardedLoop()
         self.requests: list[tuple[dict[str, Any], Any]] = []
         self.came = threading.Semaphore(0)
         self._over = False
         self.control = ControlSocket(path, self.loop, self.answer)
+        self.loop.recover = self.control.close_broken
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -288,6 +289,26 @@ def test_a_client_for_whom_there_is_no_memory_hears_of_an_end(call, supervisor, 
     assert ask(supervisor.path, {"do": "echo"}, PATIENCE) == {"do": "echo"}
 
 
+def test_one_that_cannot_be_closed_either_hears_of_it_when_there_is_memory(supervisor, connect, monkeypatch):
+    real, calls = supervisor.loop.unwatch, []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(*arguments)
+
+    def hear(client: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(supervisor.loop, "unwatch", fail)
+    monkeypatch.setattr(control._Client, "_hear", hear)
+    sock = connect()
+    sock.sendall(b"anything\n")
+    with contextlib.suppress(ConnectionResetError):  # an end, too: what it has said was not read
+        assert sock.recv(1) == b""
+
+
 def test_a_connection_that_is_kept_ends_with_us(supervisor):
     answers: list[Any] = []
     waiting = threading.Thread(
@@ -309,7 +330,7 @@ def test_accepting_goes_on_after_descriptors_ran_out(supervisor, connect, monkey
     class Exhausted:
         fileno = real.fileno
 
-        def accept(self) -> Any:
+        def _accept(self) -> Any:
             failed.set()
             supervisor.control._socket = real
             raise OSError(24, "Too many open files")
