@@ -453,8 +453,8 @@ def test_the_childs_side_of_a_mocked_fork_ends_by_exit(mistake: Any, status: int
 OF_A_PROGRAM = [
     "accept_queue", "access", "admission", "admit", "close_connections", "connection_class", "draining",
     "limits", "listeners", "name", "patience", "proxy", "request_ended", "retire", "secure", "shared",
-    "start", "stop_serving", "threads", "tls", "trusted", "waiting", "_burst", "_failures", "_lingering", "_listeners",
-    "_loop", "_loop_thread", "_more", "_pauses", "_seats", "_serve", "_stop",
+    "start", "stop_serving", "threads", "tls", "trusted", "waiting", "_burst", "_failures", "_lingering",
+    "_listeners", "_loop", "_loop_thread", "_more", "_pauses", "_seats", "_serve", "_stop",
 ]  # fmt: skip
 
 
