@@ -116,6 +116,8 @@ def _server(server: Table, now: float, paint: Any, widths: Sequence[int]) -> Ite
         cells[1] = paint(cells[1], colour)
         yield f"  {'  '.join(cells)}".rstrip()
     count = f"{ready} of {wanted} worker{'s' * (wanted != 1)} ready"
+    if server.get("removed"):
+        count = "removed; what is open is served to its end"
     seldom = (
         f"{word} {plain(counters[word])}"
         for word in ("restarts", "refused", "errors", "dropped", "unanswered", "overrun")

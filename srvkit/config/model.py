@@ -75,8 +75,14 @@ class SrvkitSettings:
     block: list[str] = setting([], "plugins that must not load, by name")
     user: str = setting("", "who serves where root starts srvkit, name or number; plugins load as this user")
     group: str = setting("", "the group that goes with it; empty takes the user's own")
-    drain_timeout: Duration = setting(
-        30.0, "how long connections may take to finish, at a stop and at a reload"
+    drain_timeout: Duration = setting(30.0, "how long connections may take to finish when srvkit stops")
+    retire_timeout: Duration = setting(
+        3600.0, "how long a worker that was replaced serves the connections it has; then it has drain_timeout"
+    )
+    generations: int = setting(
+        8,
+        "so many configurations that were replaced may still serve connections; the oldest of more drains",
+        minimum=0,
     )
     ready_timeout: Duration = setting(30.0, "a new worker must be ready by then")
     heartbeat_timeout: Duration = setting(

@@ -85,6 +85,8 @@ def file_mode(value: Any) -> str:
 
 def duration_text(seconds: float) -> str:
     """Write seconds the way `duration` reads them."""
+    if seconds >= 3600 and seconds % 3600 == 0:
+        return f"{seconds / 3600:g}h"
     return f"{seconds * 1000:g}ms" if 0 < seconds < 1 else f"{seconds:g}s"
 
 

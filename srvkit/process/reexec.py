@@ -228,6 +228,7 @@ def workers_entry(workers: WorkerPool, descriptors: list[int]) -> Table:
         "model": workers.model,
         "wanted": workers.wanted,
         "one_process": workers.one_process,
+        "generation": workers.generation,
         "workers": entries,
         "before": workers.before.cells(),
         "lost": workers.lost,
@@ -238,7 +239,9 @@ def workers_entry(workers: WorkerPool, descriptors: list[int]) -> Table:
 def adopt_workers(entry: Table, workers: WorkerPool, socket_of: SocketOf) -> None:
     """Fill `workers` with those of an entry."""
     workers.wanted = entry.get("wanted", len(entry["workers"]))
-    workers.one_process = entry.get("one_process", False)  # not told by earlier versions
+    # Not told by earlier versions:
+    workers.one_process = entry.get("one_process", False)
+    workers.generation = entry.get("generation", 0)
     workers.before = Counts(entry["before"])
     workers.lost, workers.restarts = entry["lost"], entry["restarts"]
     for one in entry["workers"]:

@@ -207,6 +207,7 @@ class Change:
                 self._around,
                 self._kept.pop(name, None),
                 one_process=name in one_process,
+                generation=number,
             )
         for workers in self._new.workers.values():
             workers.start()

@@ -459,7 +459,7 @@ class Supervisor:
             return
         timeout = self._generation.config.srvkit.drain_timeout
         self._notifier.extend_timeout(timeout + CUT_TIME + 1)
-        for workers in self._generation.workers.values():
+        for workers in (*self._generation.workers.values(), *self._old):
             workers.stop(timeout)
         # The workers have copies, and take what waits there; when the last one closes its own, nobody
         # can connect any more.
@@ -604,15 +604,20 @@ class Supervisor:
         for workers in (*generation.workers.values(), *self._old):
             step = workers.settle
             if workers in self._old and workers.order is None:  # nobody has told them yet
-                timeout = generation.config.srvkit.drain_timeout
                 shared = [listener.number for listener in generation.sockets]
-                step = workers.cut if workers.on_trial else partial(workers.retire, timeout, shared)
+                step = workers.cut if workers.on_trial else partial(workers.retire, shared)
             attempt(workers.name, step)
 
     def _retire(self, before: Generation, made: Generation) -> None:
         shared = [listener.number for listener in made.sockets]
         for workers in before.workers.values():
-            workers.retire(before.config.srvkit.drain_timeout, shared)
+            workers.retire(shared)
+        # Each generation has its workers; more than so many, and the oldest ones finish what they have.
+        numbers = sorted({workers.generation for workers in self._old if workers.workers})
+        drained = numbers[: -made.config.srvkit.generations or None]
+        for workers in self._old:
+            if workers.generation in drained and (workers.order or {}).get("do") == "retire":
+                workers.stop(made.config.srvkit.drain_timeout)
 
     def _let_go(self, made: Generation) -> None:
         for listener in made.sockets.take_over():
@@ -724,11 +729,19 @@ class Supervisor:
             "state": "starting" if generation is None else state,
             "generation": generation.number if generation is not None else 0,
             "last_reload": self._last_reload,
-            "servers": [
-                report_of(workers, [old for old in self._old if old.name == workers.name])
-                for workers in (generation.workers.values() if generation is not None else ())
-            ],
+            "servers": self._servers(),
         }
+
+    def _servers(self) -> list[Message]:
+        """Return the status of each server, and of removed ones as long as they have connections."""
+        current = self._generation.workers if self._generation is not None else {}
+        old: dict[str, list[WorkerPool]] = {}
+        for one in self._old:
+            old.setdefault(one.name, []).append(one)
+        reports = [report_of(workers, old.pop(name, [])) for name, workers in current.items()]
+        for first, *others in old.values():
+            reports.append({**report_of(first, others), "wanted": 0, "removed": True})
+        return reports
 
 
 def _lines_of(error: Exception) -> list[str]:

@@ -123,6 +123,20 @@ class Worker:
             served.drain(self.patience)
         self._loop.call_later(self.patience, self._end_silent)
 
+    def retire(self, seconds: float, drain_timeout: float) -> None:
+        """Accept nothing more, serve what there is to its end, and stop after so many seconds.
+
+        From the loop.
+        """
+        if self._stopping:
+            return
+        if not seconds:
+            self.stop(drain_timeout)
+            return
+        for server in self.servers:
+            server.retire()
+        self._loop.call_later(seconds, partial(self.stop, drain_timeout))
+
     def _end_silent(self) -> None:
         for served in list(self._serving):
             served.drain()

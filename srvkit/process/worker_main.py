@@ -358,7 +358,7 @@ class SupervisedWorker(Worker):
         do = message["do"]
         if do == "retire":
             self._server.shared = frozenset(message["shared"])
-            self.stop(message["timeout"])
+            self.retire(message["seconds"], message["timeout"])
             if self._runs_in_loop:  # a handler may have the loop for long, and nothing is accepted meanwhile
                 self._tell_closed()
             else:

@@ -85,6 +85,7 @@ class WorkerProcess:
         self.is_told = False  # whether it was told in full
         self.errors: list[str] = []
         self.files: list[str] = []
+        self.is_urgent = False  # whether it is to be replaced as soon as it has finished what it is doing
         self.ready_since = 0.0  # on the monotonic clock
         self.timer: Timer | None = None
         self.overdue = inf  # when it should have ended, on the monotonic clock
@@ -129,10 +130,12 @@ class WorkerPool:
         around: Surroundings,
         kept: CredentialStore | None = None,
         one_process: bool = False,
+        generation: int = 0,
     ) -> None:
         """Make it; `kept` are its certificates and keys, which it closes when it starts no more workers.
 
-        `one_process` is whether its handler asks for a single process: then `wanted` stays 1.
+        `generation` is the number of the configuration that it serves first. `one_process` is whether its
+        handler asks for a single process: then `wanted` stays 1.
         """
         self.name = name
         self.model = config.server[name].concurrency.name if name in config.server else ""
@@ -140,6 +143,7 @@ class WorkerPool:
         self.still_listening: set[int] = set()  # workers told to retire that may still accept, by pid
         self.wanted = wanted
         self.one_process = one_process
+        self.generation = generation
         self.restarts = 0
         self.lost = 0  # requests that were open in workers that died
         self.before = Counts()  # of workers that have ended
@@ -200,7 +204,8 @@ class WorkerPool:
         self._attach(worker)
         if worker.state == "retiring":
             worker.order, worker.is_told = {}, True
-            self._kill_after(worker, self._config.srvkit.drain_timeout + CUT_TIME)
+            settings = self._config.srvkit
+            self._kill_after(worker, settings.retire_timeout + settings.drain_timeout + CUT_TIME)
 
     def start_respawning(self, wanted: int | None = None) -> None:
         """Replace, from now on, whatever ends, so that there are as many as are wanted."""
@@ -223,10 +228,23 @@ class WorkerPool:
             for worker in [one for one in serving if one.replaces is None][-surplus:]:
                 self._retire(worker)
 
-    def retire(self, timeout: float, shared: Sequence[int]) -> None:
-        """Let all finish what they have and end; others serve the listeners in `shared` from now on."""
+    def retire(self, shared: Sequence[int]) -> None:
+        """Let all serve what they have to its end; others serve the listeners in `shared` from now on."""
         self.still_listening = {worker.pid for worker in self.listening()}
-        self._end({"do": "retire", "timeout": timeout, "shared": list(shared)}, timeout)
+        order = self._order_to_retire(shared)
+        self._end(order, order["seconds"] + order["timeout"])
+
+    def _order_to_retire(self, shared: Sequence[int], at_once: bool = False) -> Message:
+        """Return what a worker is told that is replaced; `at_once` it finishes what it has and no more."""
+        settings = self._config.srvkit
+        # With `run --reload` somebody waits to see the new code; a single process is not to be two for long.
+        at_once = at_once or self.one_process or self._around.tells_files
+        return {
+            "do": "retire",
+            "seconds": 0.0 if at_once else settings.retire_timeout,
+            "timeout": settings.drain_timeout,
+            "shared": list(shared),
+        }
 
     def stop(self, timeout: float) -> None:
         """Let all take what waits in the queues, finish, and end."""
@@ -260,7 +278,7 @@ class WorkerPool:
             self._kept = None
 
     def _tell_to_end(self, worker: WorkerProcess, message: Message, timeout: float) -> None:
-        if worker.state == "gone":
+        if worker.state == "gone" or (worker.order is not None and worker.order.get("do") == "cut"):
             return
         worker.order, worker.patience, worker.is_told = message, timeout, False
         self._kill_after(worker, timeout + CUT_TIME)  # first: it ends, whatever it can be told
@@ -416,6 +434,7 @@ class WorkerPool:
         elif event == "retire":
             if not self._ending and worker.state == "ready":
                 log.info("%s: worker %d will be replaced: %s", self.name, worker.pid, message["why"])
+                worker.is_urgent = message["why"] != "max_requests"
                 self._to_retire.append(worker)
                 self.start()
         elif event == "closed":
@@ -447,9 +466,8 @@ class WorkerPool:
         if worker in self._to_retire:
             self._to_retire.remove(worker)
         if worker.pid in self.workers and worker.order is None:
-            timeout = self._config.srvkit.drain_timeout
-            shared = [listener.number for listener in self.listeners]
-            self._tell_to_end(worker, {"do": "retire", "timeout": timeout, "shared": shared}, timeout)
+            order = self._order_to_retire([listener.number for listener in self.listeners], worker.is_urgent)
+            self._tell_to_end(worker, order, order["seconds"] + order["timeout"])
         if self._to_retire:
             self.start()
 

@@ -41,10 +41,22 @@ class Draining(Accepting):
         if self._srvkit_admission is not None and not patience:
             loop.call_soon(self._srvkit_admission.turn_away)
 
+    def retire(self) -> None:
+        """Accept nothing new, serve the connections there are to their end, then end `serve_forever`.
+
+        What waits in the kernel's queue is taken as by `drain`, which may follow. Safe from any thread. For
+        servers from TOML.
+        """
+        self._srvkit_drains = True
+        if self._srvkit_loop is None:
+            self.stop_serving()
+        else:
+            self._srvkit_loop.call_soon(self._empty_queue)
+
     def on_stopped_listening(self, callback: Callable[[], None]) -> None:
         """Call back, in the loop's thread, when nothing more comes by the addresses that others share.
 
-        To be called after `drain`, which sees to that.
+        To be called after `retire` or `drain`, which see to that.
         """
         loop = self._srvkit_loop
         if loop is None:

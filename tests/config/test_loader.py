@@ -330,8 +330,9 @@ class TestOverrides:
             ),
             (
                 "srvkit.handler.x=1",
-                "srvkit.handler: unknown key, the keys here are block, control, drain_timeout, group,"
-                " heartbeat_timeout, pid_file, plugins, ready_timeout, user",
+                "srvkit.handler: unknown key, the keys here are block, control, drain_timeout,"
+                " generations, group, heartbeat_timeout, pid_file, plugins, ready_timeout,"
+                " retire_timeout, user",
             ),
             ("server.echo.concurency=x", "server.echo.concurency: unknown key, did you mean 'concurrency'?"),
             (
@@ -488,8 +489,8 @@ max_connections = 0
 [server.other]
 """
     assert problems_of(text, "x", "server.echo.tsl.cert=a") == [
-        "srvkit.toml:2: srvkit.owner: unknown key, the keys here are block, control, drain_timeout, group,"
-        " heartbeat_timeout, pid_file, plugins, ready_timeout, user",
+        "srvkit.toml:2: srvkit.owner: unknown key, the keys here are block, control, drain_timeout,"
+        " generations, group, heartbeat_timeout, pid_file, plugins, ready_timeout, retire_timeout, user",
         'srvkit.toml:3: srvkit.drain_timeout: expected seconds or a duration like "250ms", "30s", "5m", "1h",'
         " got 'soon'",
         "srvkit.toml:5: server.echo.listen: environment variable HOST is not set,"

@@ -85,6 +85,8 @@ def test_every_key_is_read():
         user = "srv"
         group = "www"
         drain_timeout = "1m"
+        retire_timeout = "2h"
+        generations = 3
         ready_timeout = 2
         heartbeat_timeout = "3s"
         control = "run/c.sock"
@@ -141,7 +143,7 @@ def test_every_key_is_read():
     config, problems = read_text(text)
     problems.raise_if_any()
     assert config.srvkit == SrvkitSettings(
-        ["handlers"], ["bad"], "srv", "www", 60, 2, 3, control="run/c.sock", pid_file="run/x.pid"
+        ["handlers"], ["bad"], "srv", "www", 60, 7200, 3, 2, 3, control="run/c.sock", pid_file="run/x.pid"
     )
     assert config.logging == LoggingSettings("debug", "json", "x.log", True)
     assert config.server["echo-2_x"] == ServerSettings(
@@ -264,8 +266,8 @@ def test_a_misspelt_required_key_is_not_missing_as_well():
         ("plugin = []", "srvkit.plugin: unknown key, did you mean 'plugins'?"),
         (
             "owner = ''",
-            "srvkit.owner: unknown key, the keys here are block, control, drain_timeout, group,"
-            " heartbeat_timeout, pid_file, plugins, ready_timeout, user",
+            "srvkit.owner: unknown key, the keys here are block, control, drain_timeout,"
+            " generations, group, heartbeat_timeout, pid_file, plugins, ready_timeout, retire_timeout, user",
         ),
         ("[tracing]", "tracing: unknown key, the keys here are logging, server, srvkit"),
         ("[servers.x]", "servers: unknown key, did you mean 'server'?"),

@@ -224,7 +224,8 @@ def test_framings_used_by_hand_accuse_the_peer_and_nobody_else(
         sock.shutdown(socket.SHUT_WR)
         assert heard(sock) in (b"\0\2hi", b"")
     eventually(lambda: len(running.noted(server, "ended")) >= 2)
-    assert [line.rsplit(" ", 1)[0] for line in running.noted(server, "ended")] == [
+    # The children of two connections end when they like.
+    assert sorted(line.rsplit(" ", 1)[0] for line in running.noted(server, "ended")) == [
         "bad-message 6",
         "truncated 7",
     ]
