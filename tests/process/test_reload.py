@@ -263,7 +263,7 @@ def test_changed_code_is_served_also_when_neither_size_nor_time_show_it(managed,
     assert managed.answer().startswith(b"hello twogamma ")
 
 
-def test_an_added_server_is_bound_before_a_removed_one_goes(managed):
+def test_an_added_server_is_bound_before_a_removed_one_goes(managed, eventually):
     managed.write(server(listen="unix:a.sock"))
     managed.begin()
     gate = managed.gate()
@@ -276,7 +276,7 @@ def test_an_added_server_is_bound_before_a_removed_one_goes(managed):
     assert reloaded()["ok"]
     assert managed.answer(b"now", "unix:b.sock").startswith(b"now one ")
     assert not (managed.folder / "a.sock").exists()
-    assert [one["name"] for one in managed.ask(do="status")["servers"]] == ["b"]
+    eventually(lambda: [one["name"] for one in managed.ask(do="status")["servers"]] == ["b"])
 
 
 @pytest.mark.parametrize("model", ["serial", "forking"])
