@@ -26,8 +26,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "reload",
         reload,
         "read the configuration anew, plugins and certificates included",
-        "Returns when the new workers serve, or says what is wrong: then everything is as before (status 1).",
+        "Returns when the new workers serve, or says what is wrong: then everything is as before (status 1). "
+        "A server of which nothing has changed keeps its workers.",
     )
+    parser.add_argument("--all", action="store_true", help="replace the workers of every server")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -67,13 +69,17 @@ def status(args: argparse.Namespace) -> int:
 
 def reload(args: argparse.Namespace) -> int:
     """Have the configuration read anew; raises ControlError with every reason why it was not."""
+    from srvkit.cli.status import plain
+    from srvkit.process.changes import told
     from srvkit.process.control_client import ControlError
 
-    answer = _good(_ask(args, {"do": "reload"}, timeout=args.timeout))
+    request = {"do": "reload", "all": True} if args.all else {"do": "reload"}
+    answer = _good(_ask(args, request, timeout=args.timeout))
     if not answer.get("ok"):
         raise ControlError("\n".join(map(str, answer.get("errors") or ["the reload failed"])))
     took = answer.get("seconds")
     print(f"reloaded, generation {answer.get('generation')}" + (f", in {took:.2g} s" if took else ""))
+    _print_lines([f"  {plain(line)}" for line in told(answer.get("servers") or {})])
     return 0
 
 

@@ -14,12 +14,14 @@ from time import monotonic
 from typing import Any
 
 from srvkit.config.cpus import usable_cpus
+from srvkit.config.makings import Makings, changed
 from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
 from srvkit.net.event_loop import Timer
 from srvkit.net.listener import Listener
 from srvkit.net.tls_context import Term
 from srvkit.process import descriptor_limit as descriptors
+from srvkit.process.changes import ADDED, KEPT, REMOVED, REPLACED
 from srvkit.process.channel import Message, open_channel
 from srvkit.process.child_reaper import end_group, ending
 from srvkit.process.credential_store import CredentialStore, parts
@@ -45,6 +47,13 @@ class Generation:
     terms: list[Term] = field(default_factory=list)  # of its certificates
     noted: float = 0.0  # when what was to be noted of them was, on the wall clock
     workers: dict[str, WorkerPool] = field(default_factory=dict)
+    makings: dict[str, Makings] = field(default_factory=dict)  # what each server is made of
+    changes: dict[str, Message] = field(default_factory=dict)  # what became of each server
+
+    @property
+    def kept(self) -> list[str]:
+        """The names of servers that go on with the workers they had."""
+        return [name for name, change in self.changes.items() if change["change"] == KEPT]
 
 
 class Change:
@@ -61,14 +70,18 @@ class Change:
         before: Generation | None,
         around: Surroundings,
         done: Callable[[Change], None],
+        *,
+        everything: bool = False,
     ) -> None:
+        """Make it; with `everything` no server keeps its workers."""
         self.config = config
         self.made: Generation | None = None
         self.errors: list[str] = []
         self.status = 0
         self.began = monotonic()
-        self._problems = problems
+        self.problems = problems
         self._before = before
+        self._everything = everything
         self._around = around
         self._new: Generation | None = None
         self._kept: dict[str, CredentialStore] = {}  # certificates and keys, until workers have them
@@ -130,7 +143,7 @@ class Change:
         def main() -> int:
             self._around.close_in_child(())
             ours.close()
-            return try_out(self.config, self._problems, known, theirs)
+            return try_out(self.config, self.problems, known, theirs)
 
         def ended(status: int) -> None:
             try:
@@ -179,12 +192,13 @@ class Change:
             self._around.found_good(self.config)
             for note in answer["notes"]:
                 log.info("%s", note)
-            self._start([Term(**term) for term in answer["terms"]], answer["noted"], answer["one_process"])
+            self._start(answer)
 
     # ---- the new workers
 
-    def _start(self, terms: list[Term], noted: float, one_process: list[str]) -> None:
+    def _start(self, answer: Message) -> None:
         before = self._before
+        terms, one_process = [Term(**term) for term in answer["terms"]], answer["one_process"]
         descriptors.make_room(
             sum(
                 (settings.workers or usable_cpus()) * FOR_A_WORKER
@@ -196,12 +210,17 @@ class Change:
         )
         sockets = SocketSet(self.config, before.sockets if before is not None else None, self._names)
         number = before.number + 1 if before is not None else 1
-        self._new = Generation(number, self.config, sockets, terms, noted)
+        self._new = new = Generation(number, self.config, sockets, terms, answer["noted"])
+        new.makings = answer["makings"]
+        new.changes = self._compare(new)
         for name, settings in self.config.server.items():
-            self._new.workers[name] = WorkerPool(
+            if before is not None and name in new.kept:
+                new.workers[name] = before.workers[name]
+                continue
+            new.workers[name] = WorkerPool(
                 name,
                 self.config,
-                self._problems,
+                self.problems,
                 sockets.of[name],
                 1 if name in one_process else settings.workers or usable_cpus(),
                 self._around,
@@ -209,18 +228,49 @@ class Change:
                 one_process=name in one_process,
                 generation=number,
             )
-        for workers in self._new.workers.values():
+        for workers in self._new_workers():
             workers.start()
+        self._look()  # there may be nobody to wait for
+
+    def _compare(self, new: Generation) -> dict[str, Message]:
+        """Return what becomes of each server: kept, replaced with what has changed, added, removed."""
+        before = self._before
+        if before is None:
+            return {}
+        changes: dict[str, Message] = {}
+        for name in self.config.server:
+            if name not in before.workers:
+                changes[name] = {"change": ADDED}
+                continue
+            known = before.makings.get(name)
+            keys = changed(known, new.makings[name]) if known is not None else []
+            is_same = (
+                known is not None
+                and not keys
+                and not self._everything
+                and before.workers[name].order is None
+                and _are_same(before.sockets.of[name], new.sockets.of[name])
+            )
+            if is_same:
+                changes[name] = {"change": KEPT}
+            else:
+                changes[name] = {"change": REPLACED, "keys": keys}
+        return changes | {name: {"change": REMOVED} for name in before.workers if name not in changes}
+
+    def _new_workers(self) -> list[WorkerPool]:
+        """Return those that this change has started, as far as it has come."""
+        new = self._new
+        return [] if new is None else [one for name, one in new.workers.items() if name not in new.kept]
 
     def _look(self) -> None:
         if self._new is None:
             return
-        failed = [one for one in self._new.workers.values() if one.failed]
+        failed = [one for one in self._new_workers() if one.failed]
         if failed:
             self._fail(
                 [line for one in failed for line in one.failed], max(one.failed_status for one in failed)
             )
-        elif all(one.is_ready for one in self._new.workers.values()):
+        elif all(one.is_ready for one in self._new_workers()):
             self._finish()
             self.made = self._new
             attempt("the new generation", self._end)
@@ -233,7 +283,7 @@ class Change:
         self.errors, self.status = errors, status
         self._around.children.signal(self._child, signal.SIGKILL)
         if self._new is not None:
-            for workers in self._new.workers.values():
+            for workers in self._new_workers():
                 attempt(f"{workers.name}: ending its new workers", workers.cut)
             self._new.sockets.give_up()
         self._finish()
@@ -257,4 +307,8 @@ class Change:
     @property
     def half_made(self) -> list[Any]:
         """Return the workers of a generation that is not, or never came to be, in force."""
-        return list(self._new.workers.values()) if self._new is not None and self.made is None else []
+        return self._new_workers() if self.made is None else []
+
+
+def _are_same(before: list[Listener], now: list[Listener]) -> bool:
+    return len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True))

@@ -27,6 +27,7 @@ from srvkit.net.listener import Listener
 from srvkit.process import log_setup as logs
 from srvkit.process import reexec as replacement
 from srvkit.process import systemd
+from srvkit.process.changes import told
 from srvkit.process.channel import Message
 from srvkit.process.child_reaper import ChildReaper
 from srvkit.process.control_links import ControlLinks
@@ -101,6 +102,7 @@ class Supervisor:
         self._next_log: LogFile | None = None  # that a change would bring
         self._next_places: NextPaths | None = None  # the same
         self._again = False  # whether a reload was asked for while one was going on
+        self._everything = False  # whether that one is to replace all workers
         self._replies: list[Reply] = []  # of those who wait for the reload
         self._later_replies: list[Reply] = []  # of those who wait for the one after it
         self._last_reload: Message | None = None
@@ -473,7 +475,7 @@ class Supervisor:
 
     # ---- changing
 
-    def _reload(self, reply: Reply | None = None) -> None:
+    def _reload(self, reply: Reply | None = None, *, everything: bool = False) -> None:
         if self._stopping:
             if reply is not None:
                 reply({"ok": False, "errors": ["srvkit is stopping"]})
@@ -481,6 +483,7 @@ class Supervisor:
         if self._change is not None:
             # What is being tried may be older than what was asked for just now: once more, for all of them.
             self._again = True
+            self._everything = self._everything or everything
             if reply is not None:
                 self._later_replies.append(reply)
             return
@@ -490,15 +493,17 @@ class Supervisor:
             log.info("reloading")
             self._notifier.reloading()
             attempt("looking at files", self._complain_of_places)
-            self._begin_change(*self._read())
+            self._begin_change(*self._read(), everything=everything)
         except Exception as error:
             if not isinstance(error, SrvkitError):
                 complain("the configuration cannot be read", error)
             self._reload_failed(_lines_of(error))
 
-    def _begin_change(self, config: Config, problems: Problems) -> None:
+    def _begin_change(self, config: Config, problems: Problems, *, everything: bool = False) -> None:
         self._made_known()
-        self._change = Change(config, problems, self._generation, self._around, self._change_done)
+        self._change = Change(
+            config, problems, self._generation, self._around, self._change_done, everything=everything
+        )
         self._change.begin()
 
     def _changed(self) -> None:
@@ -528,9 +533,14 @@ class Supervisor:
     def _change_done(self, change: Change) -> None:
         # What takes memory comes first: until then nothing has happened, and `_recover` comes here again.
         before = self._generation if change.made is not None else None
-        old = [*self._old, *change.half_made, *(before.workers.values() if before is not None else ())]
+        replaced = (
+            [one for name, one in before.workers.items() if name not in change.made.kept]
+            if before is not None and change.made is not None
+            else []
+        )
+        old = [*self._old, *change.half_made, *replaced]
         failed = partial(self._change_failed, change)
-        steps = self._steps_into_force(change.made, change.began, before) if change.made is not None else []
+        steps = self._steps_into_force(change, change.made, before) if change.made is not None else []
         self._change, self._old = None, old
         if change.made is None:
             attempt("the end of a change", failed)
@@ -546,7 +556,8 @@ class Supervisor:
             self._made_known()
             self._replies += self._later_replies
             self._later_replies.clear()
-            self._reload()
+            everything, self._everything = self._everything, False
+            self._reload(everything=everything)
 
     def _change_failed(self, change: Change) -> None:
         self._forget_what_is_next()
@@ -558,12 +569,13 @@ class Supervisor:
             self._reload_failed(change.errors)
 
     def _steps_into_force(
-        self, made: Generation, began: float, before: Generation | None
+        self, change: Change, made: Generation, before: Generation | None
     ) -> list[Callable[[], object]]:
-        announcement = partial(self._announce, made, began, before is not None)
+        announcement = partial(self._announce, made, change.began, before is not None)
         steps: list[Callable[[], object]] = [
             partial(setattr, self, "_announcement", announcement),
             partial(self._keep_up, made),
+            *(partial(made.workers[name].go_on, made.config, change.problems) for name in made.kept),
         ]
         if before is not None:
             steps.append(partial(self._retire, before, made))
@@ -610,8 +622,9 @@ class Supervisor:
 
     def _retire(self, before: Generation, made: Generation) -> None:
         shared = [listener.number for listener in made.sockets]
-        for workers in before.workers.values():
-            workers.retire(shared)
+        for name, workers in before.workers.items():
+            if name not in made.kept:
+                workers.retire(shared)
         # Each generation has its workers; more than so many, and the oldest ones finish what they have.
         numbers = sorted({workers.generation for workers in self._old if workers.workers})
         drained = numbers[: -made.config.srvkit.generations or None]
@@ -636,9 +649,18 @@ class Supervisor:
 
     def _announce(self, made: Generation, began: float, is_reload: bool) -> None:
         if is_reload:
+            for line in told(made.changes):
+                log.info("%s", line)
             log.info("reloaded: this is generation %d", made.number)
             self._last_reload = {"at": time.time(), "ok": True, "errors": []}
-        self._answer_reload({"ok": True, "generation": made.number, "seconds": round(monotonic() - began, 3)})
+        self._answer_reload(
+            {
+                "ok": True,
+                "generation": made.number,
+                "seconds": round(monotonic() - began, 3),
+                "servers": made.changes,
+            }
+        )
         self._notifier.ready()
         self._notifier.status(f"serving {', '.join(made.workers)}")
 
@@ -706,7 +728,7 @@ class Supervisor:
         if do == "status":
             reply(self._report())
         elif do == "reload":
-            self._reload(reply)
+            self._reload(reply, everything=request.get("all") is True)
         elif do == "stop":
             log.info("told to stop")
             reply({"ok": True}, keep=True)

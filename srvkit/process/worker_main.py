@@ -27,6 +27,7 @@ from srvkit.config.assemble import Assembled, assemble
 from srvkit.config.certificates import load_certificates, read_files, terms_of
 from srvkit.config.compose import Plan
 from srvkit.config.handler_shape import keeps_one_process
+from srvkit.config.makings import makings_of
 from srvkit.config.model import Config, Problems
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
@@ -150,9 +151,14 @@ def _trial(
     except BaseException as error:
         log.exception("a plugin broke")
         return _refusal([f"a plugin broke: {type(error).__name__}: {error}"])
-    terms = [asdict(term) for term in terms_of(certificates)]
-    single = [plan.name for plan in assembled.plans if keeps_one_process(plan.handler)]
-    return {"errors": [], "notes": notes, "noted": noted, "terms": terms, "one_process": single}
+    return {
+        "errors": [],
+        "notes": notes,
+        "noted": noted,
+        "terms": [asdict(term) for term in terms_of(certificates)],
+        "one_process": [plan.name for plan in assembled.plans if keeps_one_process(plan.handler)],
+        "makings": makings_of(config, assembled.plugins, assembled.plans, files),
+    }
 
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> Assembled:

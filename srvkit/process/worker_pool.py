@@ -194,6 +194,10 @@ class WorkerPool:
                 self._start_later(self._next_delay())
                 return
 
+    def go_on(self, config: Config, problems: Problems) -> None:
+        """Serve on by another configuration, in which nothing about these workers has changed."""
+        self._config, self._problems = config, problems
+
     def adopt(self, worker: WorkerProcess) -> None:
         """Look after a worker that a predecessor of this program has started; see `start_respawning`."""
         around = self._around

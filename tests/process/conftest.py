@@ -222,9 +222,15 @@ class Managed:
         os.kill(self.program.pid, number)
 
     def reload(self) -> None:
-        """Have the files read anew, successfully."""
-        answer = self.ask(do="reload")
+        """Have the files read anew, successfully, and the workers of every server replaced."""
+        answer = self.ask(do="reload", all=True)
         assert answer.get("ok"), f"{answer}\n{self.program.log}"
+
+    def hup(self) -> None:
+        """Have the files read anew by a signal, with something changed in the plugin of every server."""
+        with (self.folder / "plugin.py").open("a") as file:
+            file.write("# changed\n")
+        self.signal(signal.SIGHUP)
 
     def server(self, name: str = "a") -> dict[str, Any]:
         """Return what the status says of a server."""

@@ -113,7 +113,7 @@ def test_no_child_is_left_unknown(managed, talking, eventually):
     managed.begin()
     children = Path(f"/proc/{managed.program.pid}/task/{managed.program.pid}/children")
     change = managed.gate()
-    managed.signal(signal.SIGHUP)
+    managed.hup()
     change.reached()
     check("first").open()
     eventually(lambda: len(children.read_text().split()) == 2)  # the old worker and the new one

@@ -103,7 +103,7 @@ def test_while_a_name_server_is_silent_the_supervisor_serves_and_answers(managed
     silence = managed.gate("silence")
     port = free_port()
     managed.write(server() + server(f"tcp://slow.example:{port}", "b"))
-    managed.signal(signal.SIGHUP)
+    managed.hup()
     silence.reached()
     assert managed.ask(do="status")["state"] == "reloading"
     assert managed.workers() == workers
@@ -253,7 +253,7 @@ def test_control_socket_lock_and_pid_file_that_somebody_removed_are_made_anew(ma
     managed.begin()
     shutil.rmtree(managed.folder / "run")
     (managed.folder / "srvkit.pid").unlink()
-    managed.signal(signal.SIGHUP)
+    managed.hup()
     managed.program.wait_for("reloaded: this is generation 2$")
     managed.program.wait_for("the file was removed; created it again$", times=3)
     assert managed.command("status").returncode == 0

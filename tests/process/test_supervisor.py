@@ -244,7 +244,7 @@ def test_a_worker_that_is_not_ready_yet_does_not_outlive_the_supervisor(managed,
     managed.write(server())
     managed.begin()
     gate = managed.gate()
-    managed.signal(signal.SIGHUP)
+    managed.hup()
     gate.reached()
     managed.signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -399,7 +399,7 @@ def test_what_was_inherited_of_signals_does_not_matter(managed, eventually):
     os.kill(pid, signal.SIGKILL)
     managed.program.wait_for(f"a: worker {pid} was killed by SIGKILL$")
     assert managed.answer().startswith(b"hello ")
-    managed.signal(signal.SIGHUP)
+    managed.hup()
     managed.program.wait_for("reloaded: this is generation 2$")
     eventually(lambda: children(managed.program.pid) == set(managed.workers()))
     assert managed.program.end(signal.SIGTERM) == 0
