@@ -67,11 +67,11 @@ class Channel:
         self._loop, self._heard, self._ended = loop, heard, ended
         self._watch()
 
-    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send a message, as soon as there is room; to somebody who is gone, nothing. From the loop's thread.
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
+        """Send a message, as soon as there is room; return False where the other side is gone.
 
-        Descriptors may be closed when this returns. Raises OSError, with nothing sent, where they would
-        have to wait for room and cannot be duplicated.
+        From the loop's thread. Descriptors may be closed when this returns. Raises OSError, with nothing sent,
+        where they would have to wait for room and cannot be duplicated.
         """
         line = json.dumps(message | {"descriptors": len(descriptors)} if descriptors else message).encode()
         line += b"\n"
@@ -79,6 +79,7 @@ class Channel:
         if sent is not None and sent < len(line):
             self._outgoing.append((line[sent:], () if sent else _duplicates(descriptors)))
             self._watch()
+        return sent is not None
 
     def send_blocking(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Send a message and wait until it is out; where nothing else is going on."""

@@ -575,7 +575,10 @@ class Supervisor:
         steps: list[Callable[[], object]] = [
             partial(setattr, self, "_announcement", announcement),
             partial(self._keep_up, made),
-            *(partial(made.workers[name].go_on, made.config, change.problems) for name in made.kept),
+            *(
+                partial(made.workers[name].go_on, made.config, change.problems, made.number)
+                for name in made.kept
+            ),
         ]
         if before is not None:
             steps.append(partial(self._retire, before, made))

@@ -134,7 +134,7 @@ class WorkerPool:
     ) -> None:
         """Make it; `kept` are its certificates and keys, which it closes when it starts no more workers.
 
-        `generation` is the number of the configuration that it serves first. `one_process` is whether its
+        `generation` is the number of the configuration that it serves. `one_process` is whether its
         handler asks for a single process: then `wanted` stays 1.
         """
         self.name = name
@@ -194,9 +194,9 @@ class WorkerPool:
                 self._start_later(self._next_delay())
                 return
 
-    def go_on(self, config: Config, problems: Problems) -> None:
+    def go_on(self, config: Config, problems: Problems, generation: int) -> None:
         """Serve on by another configuration, in which nothing about these workers has changed."""
-        self._config, self._problems = config, problems
+        self._config, self._problems, self.generation = config, problems, generation
 
     def adopt(self, worker: WorkerProcess) -> None:
         """Look after a worker that a predecessor of this program has started; see `start_respawning`."""
@@ -290,7 +290,8 @@ class WorkerPool:
             self._around.children.signal(worker.pid, signal.SIGTERM)
         elif worker.state != "hung":
             worker.state = "retiring"
-            worker.channel.send(message)
+            if not worker.channel.send(message):  # a process that nobody can tell to end has no hour for it
+                self._kill_after(worker, min(timeout, self._config.srvkit.drain_timeout) + CUT_TIME)
         worker.is_told = True
 
     def settle(self) -> None:

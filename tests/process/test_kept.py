@@ -193,3 +193,23 @@ def test_after_a_new_installation_has_taken_over_all_are_replaced_once(three, ma
     eventually(lambda: all(pids and pids != before[name] for name, pids in three.pids().items()))
     managed.program.wait_for(r"reloaded: this is generation 2$")
     assert three.reload() == {name: ["kept"] for name in "abc"}
+
+
+def test_one_that_was_kept_for_long_is_not_the_oldest_when_it_is_replaced(three, managed):
+    """Of more generations than may serve, the oldest drains: that by which it has served last counts."""
+    three.general = "generations = 1"
+    three.write()
+    three.reload()
+    with managed.connect(managed.address("b")) as other, other.makefile("rb") as file:
+        other.sendall(b"hello\n")
+        file.readline()
+        three.plugin("b", "two")
+        three.reload()  # one of b retires from now on
+    with managed.connect(managed.address("a")) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"hello\n")
+        file.readline()
+        three.plugin("a", "two")
+        assert three.reload()["a"] == ["replaced", "a.py"]
+        for _ in range(3):
+            sock.sendall(b"hello\n")
+            assert file.readline().startswith(b"one hello ")

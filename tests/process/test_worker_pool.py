@@ -16,12 +16,15 @@ class Channel:
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.short = 0
+        self.is_closed = False
 
-    def send(self, message: Any, descriptors: Any = ()) -> None:
+    def send(self, message: Any, descriptors: Any = ()) -> bool:
         if self.short:
             self.short -= 1
             raise MemoryError
-        self.sent.append(message["do"])
+        if not self.is_closed:
+            self.sent.append(message["do"])
+        return not self.is_closed
 
 
 class Around:
@@ -32,8 +35,10 @@ class Around:
     def __init__(self) -> None:
         self.loop = self.children = self
         self.signals: list[tuple[int, int]] = []
+        self.waits: list[float] = []
 
     def call_later(self, seconds: float, callback: Any) -> Any:
+        self.waits.append(seconds)
         return self
 
     def cancel(self) -> None:
@@ -89,3 +94,13 @@ def test_all_end_although_some_could_not_be_told(pool: WorkerPool) -> None:
     for _ in range(2):
         pool.settle()
         assert told(pool) == [["stop"], ["stop"], ["stop"]]
+
+
+def test_one_that_cannot_be_told_has_no_hour_to_end(pool: WorkerPool) -> None:
+    """Its plugin has closed all descriptors, say: what it serves has `drain_timeout`."""
+    for pid in (11, 12):
+        pool.workers[pid].channel.is_closed = True  # type: ignore[attr-defined]
+    pool.retire([])
+    waits = pool._around.waits  # type: ignore[attr-defined]
+    assert [wait > 3600 for wait in waits] == [True, False, True, False, True]
+    assert waits[1] == waits[3] < 40
