@@ -70,8 +70,8 @@ class Channel:
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
         """Send a message, as soon as there is room; return False where the other side is gone.
 
-        From the loop's thread. Descriptors may be closed when this returns. Raises OSError, with nothing sent,
-        where they would have to wait for room and cannot be duplicated.
+        From the loop's thread. Descriptors may be closed when this returns. Raises OSError, with nothing
+        sent, where they would have to wait for room and cannot be duplicated.
         """
         line = json.dumps(message | {"descriptors": len(descriptors)} if descriptors else message).encode()
         line += b"\n"
