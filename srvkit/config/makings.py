@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from srvkit.config.compose import Plan
-from srvkit.config.model import Config
+from srvkit.config.model import Config, ServerSettings
 from srvkit.net.credentials import Files
 from srvkit.plugins.manager import Plugins
 
@@ -47,7 +48,7 @@ def makings_of(
     common = {
         **_of_settings("srvkit", config.srvkit),
         **_of_settings("logging", config.logging),
-        PACKAGES: _digest(repr(sorted(_packages()))),
+        PACKAGES: _digest(repr(sorted(_installed()))),
     }
     common = {key: digest for key, digest in common.items() if key not in ELSEWHERE}
     sources = _Sources(config.folder)
@@ -56,8 +57,8 @@ def makings_of(
         plan.name: {
             **common,
             **_of_settings("", config.server[plan.name]),
-            **{path: _digest(data) for path, data in files.get(plan.name, {}).items()},
-            **sources.of([*hooked, *_modules_of(plan, plugins, config.server[plan.name].handler.name)]),
+            **{f"file {path}": _digest(data) for path, data in files.get(plan.name, {}).items()},
+            **sources.of([*hooked, *_modules_of(plan, plugins, config.server[plan.name])]),
             **_of_files(getattr(plan.handler, "options", None), config.folder),
         }
         for plan in plans
@@ -67,6 +68,11 @@ def makings_of(
 def changed(before: Makings, now: Makings) -> list[str]:
     """Return the names of what is different, in order."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def summary(makings: Makings) -> str:
+    """Return one digest of it all."""
+    return _digest(repr(sorted(makings.items())))
 
 
 def _of_settings(prefix: str, settings: Any) -> dict[str, str]:
@@ -82,12 +88,21 @@ def _of_settings(prefix: str, settings: Any) -> dict[str, str]:
 
 def _of_files(options: Any, folder: Path) -> dict[str, str]:
     """Return the contents of files that options name, as far as they can be read."""
-    found = {}
-    for field in fields(options) if is_dataclass(options) else ():
-        value = getattr(options, field.name)
-        if isinstance(value, PurePath):
-            found[str(value)] = _digest(_contents(folder / value))
-    return found
+    return {f"file {path}": _digest(_contents(folder / path)) for path in _paths_in(options)}
+
+
+def _paths_in(value: Any) -> Iterator[PurePath]:
+    if isinstance(value, PurePath):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _paths_in(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for one in (*value.keys(), *value.values()):
+            yield from _paths_in(one)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for one in value:
+            yield from _paths_in(one)
 
 
 def _modules_with_hooks(plugins: Plugins) -> Iterator[str]:
@@ -97,14 +112,19 @@ def _modules_with_hooks(plugins: Plugins) -> Iterator[str]:
             yield plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
 
 
-def _modules_of(plan: Plan, plugins: Plugins, handler: str) -> Iterator[str]:
-    """Return the modules that a server's own classes are from, and the plugin that offers its handler."""
+def _modules_of(plan: Plan, plugins: Plugins, settings: ServerSettings) -> Iterator[str]:
+    """Return the modules that a server's own classes are from, and the plugins that offer them."""
     framing = getattr(plan.handler, "framing", None)
     for one in (*plan.handler.__mro__, *plan.server_class.__mro__, *type(framing).__mro__):
         yield one.__module__
-    offer = plugins.handlers.get(handler)
+    offers = [
+        plugins.handlers.get(settings.handler.name),
+        plugins.models.get(settings.concurrency.name),
+        plugins.framings.get(settings.framing.name) if settings.framing is not None else None,
+    ]
+    offering = {offer.plugin for offer in offers if offer is not None}
     for name, plugin in plugins.pm.list_name_plugin():
-        if offer is not None and offer.plugin == name and isinstance(plugin, ModuleType):
+        if name in offering and isinstance(plugin, ModuleType):
             yield plugin.__name__
 
 
@@ -113,23 +133,37 @@ class _Sources:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files = {
+        self._files: dict[str, str] = {
             name: file
             for name, module in list(sys.modules.items())
-            if (file := getattr(module, "__file__", None)) and not _is_of_library(file)
+            if (file := file_of(module)) and not is_of_library(file)
         }
+        # What is imported later on, by a handler say, is found where it will be.
+        self._roots = [Path(path) for path in sys.path if path and not is_of_library(os.path.join(path, "x"))]
         self._imports: dict[str, set[str]] = {}
         self._digests: dict[str, str] = {}
 
     def of(self, modules: Iterable[str]) -> dict[str, str]:
         """Return the digests of these modules and of all that they import, by file."""
-        todo, seen = [name for name in modules if name in self._files], set[str]()
+        todo, seen = [name for name in modules if self._knows(name)], set[str]()
         while todo:
             name = todo.pop()
             if name not in seen:
                 seen.add(name)
                 todo += self._imported_by(name)
         return {self._shown(self._files[name]): self._digests[name] for name in seen}
+
+    def _knows(self, name: str) -> bool:
+        """Tell whether a module is one of these, loaded or not."""
+        if name in self._files:
+            return True
+        way = name.replace(".", os.sep)
+        for root in self._roots if name not in sys.modules else ():
+            for file in (root / way / "__init__.py", root / f"{way}.py"):
+                if file.is_file():
+                    self._files[name] = str(file)
+                    return True
+        return False
 
     def _imported_by(self, name: str) -> set[str]:
         if name not in self._imports:
@@ -145,7 +179,7 @@ class _Sources:
             tree = ast.parse(data)
         except (SyntaxError, ValueError):  # compiled, say
             return set()
-        package = getattr(sys.modules.get(name), "__package__", None) or ""
+        package = name if self._files[name].endswith("__init__.py") else name.rpartition(".")[0]
         found: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -158,7 +192,7 @@ class _Sources:
                     base = ".".join(filter(None, (above, base)))
                 found.add(base)
                 found.update(f"{base}.{alias.name}" for alias in node.names)
-        return {parent for one in found for parent in _with_parents(one) if parent in self._files}
+        return {parent for one in found for parent in _with_parents(one) if self._knows(parent)}
 
     def _shown(self, file: str) -> str:
         try:
@@ -173,20 +207,30 @@ def _with_parents(name: str) -> Iterator[str]:
         name = name.rpartition(".")[0]
 
 
-def _is_of_library(file: str) -> bool:
+def file_of(module: Any) -> str:
+    """Return the file of a module; "" for one without, and for whatever else stands in `sys.modules`."""
+    try:
+        file = module.__file__
+    except Exception:
+        return ""
+    return file if isinstance(file, str) else ""
+
+
+def is_of_library(file: str) -> bool:
+    """Tell whether a file is of Python's own library, of an installed package, or of srvkit."""
     return os.path.realpath(file).startswith(_LIBRARIES)
 
 
-def _packages() -> Iterator[tuple[str, int, int]]:
-    """Return what is installed beside Python's own library, and loaded: files, when written, how long."""
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file and ("site-packages" in file or "dist-packages" in file):
-            try:
-                found = os.stat(file)
-            except OSError:
-                continue
-            yield file, found.st_mtime_ns, found.st_size
+def _installed() -> Iterator[tuple[str, int]]:
+    """Return what packages are installed, by the folders in which installers note them, and when."""
+    for path in dict.fromkeys(sys.path):
+        try:
+            with os.scandir(path or ".") as entries:
+                for entry in entries:
+                    if entry.name.endswith((".dist-info", ".egg-info")):
+                        yield entry.name, entry.stat().st_mtime_ns
+        except OSError:
+            continue
 
 
 def _contents(path: Path) -> bytes:
@@ -200,6 +244,9 @@ def _digest(data: bytes | str) -> str:
     return blake2b(data.encode() if isinstance(data, str) else data, digest_size=12).hexdigest()
 
 
-_LIBRARIES = tuple(
-    {os.path.realpath(one) for one in (sys.prefix, sys.base_prefix, Path(__file__).parent.parent)}
-)
+_FOLDERS = {
+    *(sysconfig.get_paths().get(name, "") for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))),
+    str(Path(__file__).parent.parent),
+}
+_LIBRARIES = tuple(os.path.join(os.path.realpath(one), "") for one in _FOLDERS if one)

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from srvkit.config.cpus import usable_cpus
-from srvkit.config.makings import Makings, changed
+from srvkit.config.makings import Makings, changed, summary
 from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
 from srvkit.net.event_loop import Timer
@@ -243,10 +243,12 @@ class Change:
                 changes[name] = {"change": ADDED}
                 continue
             known = before.makings.get(name)
-            keys = changed(known, new.makings[name]) if known is not None else []
+            now = new.makings.get(name)
+            keys = changed(known, now) if known is not None and now is not None else []
             is_same = (
                 known is not None
-                and not keys
+                and known == now
+                and before.workers[name].is_made_of(summary(known))
                 and not self._everything
                 and before.workers[name].order is None
                 and _are_same(before.sockets.of[name], new.sockets.of[name])

@@ -321,6 +321,7 @@ class Supervisor:
             log.info("log reopened")
 
     def _pass_on_log(self) -> None:
+        self._around.log_turn += 1
         for workers in self._all_workers():
             workers.broadcast({"do": "log"}, [self._log_file.fileno()])
 
@@ -420,6 +421,8 @@ class Supervisor:
         sockets = SocketSet.inherited(entries)
         workers = {entry["name"]: self._adopted(entry, sockets, config) for entry in table["workers"]}
         self._old += [self._adopted(entry, sockets, config) for entry in table["old"]]
+        for one in self._old:
+            one.go_on_retiring([listener.number for listener in sockets])
         for name, one in workers.items():
             if name in config.server:  # until there are new ones, and for good where none come to be
                 one.start_respawning(len(one.listening()))

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -27,7 +26,7 @@ from srvkit.config.assemble import Assembled, assemble
 from srvkit.config.certificates import load_certificates, read_files, terms_of
 from srvkit.config.compose import Plan
 from srvkit.config.handler_shape import keeps_one_process
-from srvkit.config.makings import makings_of
+from srvkit.config.makings import Makings, file_of, is_of_library, makings_of, summary
 from srvkit.config.model import Config, Problems
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
@@ -157,8 +156,17 @@ def _trial(
         "noted": noted,
         "terms": [asdict(term) for term in terms_of(certificates)],
         "one_process": [plan.name for plan in assembled.plans if keeps_one_process(plan.handler)],
-        "makings": makings_of(config, assembled.plugins, assembled.plans, files),
+        "makings": _makings(config, assembled, files),
     }
+
+
+def _makings(config: Config, assembled: Assembled, files: Mapping[str, Files]) -> dict[str, Makings]:
+    """Return what the servers are made of; nothing where that cannot be told: then none is kept."""
+    try:
+        return makings_of(config, assembled.plugins, assembled.plans, files)
+    except Exception:
+        log.exception("what the servers are made of cannot be told, so a reload replaces all of them")
+        return {}
 
 
 def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> Assembled:
@@ -185,13 +193,14 @@ def serve(post: WorkerSpec) -> int:
         # Plugins will run here: of the keys of other servers they need not know.
         files, post.files = {post.server: post.files}, {}
         certificates = load_certificates(post.config, post.problems, files, [post.server])
-        del files
         privileges.drop(settings.user, settings.group)
         assembled = assemble(post.config, post.problems, certificates, post.server)
         (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
         if not plan.server_class.fork_beside_threads:
             refuse_threads()
-        worker = SupervisedWorker(plan, assembled.plugins, post)
+        made_of = _makings(post.config, assembled, files).get(post.server, {})
+        del files
+        worker = SupervisedWorker(plan, assembled.plugins, post, summary(made_of))
         status = worker.run()
     except SrvkitError as error:
         channel.send_blocking({"event": "failed", "errors": str(error).splitlines()})
@@ -268,7 +277,7 @@ def _begin_afresh() -> None:
 class SupervisedWorker(Worker):
     """A worker that answers to a supervisor."""
 
-    def __init__(self, plan: Plan, plugins: Plugins, post: WorkerSpec) -> None:
+    def __init__(self, plan: Plan, plugins: Plugins, post: WorkerSpec, makings: str) -> None:
         settings = post.config.srvkit
         limits = post.config.server[post.server].limits
         self._interval = settings.heartbeat_timeout / BEATS
@@ -283,6 +292,7 @@ class SupervisedWorker(Worker):
         self._log_file = post.log_file
         self._stacks = post.stacks
         self._tells_files = post.tells_files
+        self._makings = makings
         server: Any = _with_accounts(
             plan, post.board, self._interval, limits.max_requests, post.has_peers
         ).build(post.listeners)
@@ -304,7 +314,8 @@ class SupervisedWorker(Worker):
 
     def _tell_ready(self) -> None:
         """Say so before the first client can do harm; in the server's thread."""
-        self._channel.send_blocking({"event": "ready", "files": _own_files() if self._tells_files else []})
+        files = _own_files() if self._tells_files else []
+        self._channel.send_blocking({"event": "ready", "files": files, "makings": self._makings})
         self._is_heard = True
         self._loop.call_soon(lambda: self._channel.attach(self._loop, self._heard, self._orphaned))
 
@@ -473,12 +484,5 @@ def resident_size(pid: int) -> int:
 
 def _own_files() -> list[str]:
     """Return the files of modules that are no library's: what a developer may edit."""
-    libraries = tuple(
-        {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, Path(__file__).parent.parent)}
-    )
-    files = {
-        os.path.realpath(file)
-        for module in list(sys.modules.values())
-        if (file := getattr(module, "__file__", None))
-    }
-    return sorted(file for file in files if not file.startswith(libraries))
+    files = {os.path.realpath(file) for module in list(sys.modules.values()) if (file := file_of(module))}
+    return sorted(file for file in files if not is_of_library(file))

@@ -57,6 +57,7 @@ class Surroundings:
     changed: Callable[[], None]  # hears when a worker got ready, or has ended
     answered: Callable[[WorkerProcess, Message], None]
     tells_files: bool = False  # whether workers say which files a developer may edit
+    log_turn: int = 0  # how often the log was opened anew
 
 
 class WorkerProcess:
@@ -85,6 +86,8 @@ class WorkerProcess:
         self.is_told = False  # whether it was told in full
         self.errors: list[str] = []
         self.files: list[str] = []
+        self.makings = ""  # a digest of what it is made of, once it has said so
+        self.log_turn = 0  # the log that it was given
         self.is_urgent = False  # whether it is to be replaced as soon as it has finished what it is doing
         self.ready_since = 0.0  # on the monotonic clock
         self.timer: Timer | None = None
@@ -210,6 +213,15 @@ class WorkerPool:
             worker.order, worker.is_told = {}, True
             settings = self._config.srvkit
             self._kill_after(worker, settings.retire_timeout + settings.drain_timeout + CUT_TIME)
+
+    def go_on_retiring(self, shared: Sequence[int]) -> None:
+        """Know of adopted workers that all of them were told to retire."""
+        self.order = self._order_to_retire(shared)
+        self._ending, self._patience = True, self.order["seconds"] + self.order["timeout"]
+
+    def is_made_of(self, makings: str) -> bool:
+        """Tell whether every worker has said that it is made of this."""
+        return all(one.makings == makings for one in self.workers.values() if one.order is None)
 
     def start_respawning(self, wanted: int | None = None) -> None:
         """Replace, from now on, whatever ends, so that there are as many as are wanted."""
@@ -360,6 +372,7 @@ class WorkerPool:
             kept.callback(board.close)
             (lifeline,), (other_end, stacks) = handed_fd, kept_fds
             worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
+            worker.log_turn = around.log_turn
             kept.pop_all()  # the worker closes them from now on
             try:
                 worker.pid = around.children.fork(
@@ -433,6 +446,7 @@ class WorkerPool:
     def _heard(self, worker: WorkerProcess, message: Message) -> None:
         event = message["event"]
         if event == "ready":
+            worker.makings = message.get("makings", "")
             self._ready(worker, message["files"])
         elif event == "failed":
             worker.errors = message["errors"]
@@ -458,6 +472,8 @@ class WorkerPool:
             worker.state = "retiring"
             return
         worker.state, worker.ready_since = "ready", monotonic()
+        if worker.log_turn != self._around.log_turn:  # it was changed meanwhile
+            worker.channel.send({"do": "log"}, [self._around.log_file.fileno()])
         worker.files = files
         self._failures = 0
         log.debug("%s: worker %d is ready", self.name, worker.pid)
@@ -473,8 +489,17 @@ class WorkerPool:
         if worker.pid in self.workers and worker.order is None:
             order = self._order_to_retire([listener.number for listener in self.listeners], worker.is_urgent)
             self._tell_to_end(worker, order, order["seconds"] + order["timeout"])
+            self._bound_retiring()
         if self._to_retire:
             self.start()
+
+    def _bound_retiring(self) -> None:
+        """Have the oldest of many that retire one by one finish what they have, as with generations."""
+        settings = self._config.srvkit
+        retiring = [one for one in self.workers.values() if (one.order or {}).get("do") == "retire"]
+        for worker in retiring[: -settings.generations or None]:
+            timeout = settings.drain_timeout
+            self._tell_to_end(worker, {"do": "stop", "timeout": timeout}, timeout)
 
     # ---- deaths
 

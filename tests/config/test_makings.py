@@ -70,7 +70,7 @@ def test_the_same_is_the_same(makings: Any) -> None:
         ({"concurrency": {"name": "pool", "threads": 3}}, ["concurrency"]),
         ({"access": {"allow": ["10.0.0.0/8"]}}, ["access.allow"]),
         ({"proxy": {"trusted": ["10.0.0.0/8"]}}, ["proxy.header_timeout", "proxy.trusted"]),
-        ({"handler": {"name": "talk", "motd": "other.txt"}}, ["handler", "motd.txt", "other.txt"]),
+        ({"handler": {"name": "talk", "motd": "other.txt"}}, ["file motd.txt", "file other.txt", "handler"]),
     ],
 )
 def test_settings_are_told_by_their_keys(server: Any, keys: list[str], makings: Any) -> None:
@@ -81,7 +81,7 @@ def test_settings_are_told_by_their_keys(server: Any, keys: list[str], makings: 
 def test_files_that_options_name_and_certificates_are_part_of_it(tmp_path: Path, makings: Any) -> None:
     before = makings(files={"a": {"cert.pem": b"1"}})
     (tmp_path / "motd.txt").write_text("hello")
-    assert changed(before, makings(files={"a": {"cert.pem": b"2"}})) == ["cert.pem", "motd.txt"]
+    assert changed(before, makings(files={"a": {"cert.pem": b"2"}})) == ["file cert.pem", "file motd.txt"]
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,37 @@ def test_what_only_the_supervisor_needs_is_no_part_of_it(makings: Any) -> None:
     later = makings(general={"drain_timeout": 1, "retire_timeout": 2, "generations": 3, "ready_timeout": 4})
     assert changed(makings(), later) == []
     assert changed(makings(), makings(general={"heartbeat_timeout": 5})) == ["srvkit.heartbeat_timeout"]
+
+
+def test_what_is_imported_later_on_is_part_of_it(tmp_path: Path, makings: Any) -> None:
+    """Within a function, when nobody has called it yet."""
+    (tmp_path / "later.py").write_text("z = 1\n")
+    text = HANDLER.format(imports="").replace("return message", "import later; return message")
+    (tmp_path / "talk.py").write_text(text)
+    before = makings()
+    (tmp_path / "later.py").write_text("z = 2\n")
+    assert changed(before, makings()) == ["later.py"]
+
+
+def test_the_plugin_of_a_framing_is_part_of_it(tmp_path: Path, makings: Any) -> None:
+    offer = "import srvkit\n\n@srvkit.hookimpl\ndef srvkit_framings():\n    return {{'mine': srvkit.{0}}}\n"
+    (tmp_path / "framings.py").write_text(offer.format("Lines"))
+    server = {"framing": "mine", "general": {"plugins": ["talk.py", "framings.py"]}}
+    before = makings(**server)
+    (tmp_path / "framings.py").write_text(offer.format("Netstring"))
+    assert changed(before, makings(**server)) == ["framings.py"]
+
+
+def test_the_name_of_a_file_hides_no_setting(tmp_path: Path, makings: Any) -> None:
+    before = makings(handler={"name": "talk", "motd": "workers"})
+    assert changed(before, makings(handler={"name": "talk", "motd": "workers"}, workers=3)) == ["workers"]
+
+
+@pytest.mark.parametrize("kind", ["list[Path]", "tuple[Path, ...]"])
+def test_files_in_lists_are_part_of_it(kind: str, tmp_path: Path, makings: Any) -> None:
+    text = HANDLER.format(imports="").replace('motd: Path = Path("motd.txt")', f"motd: {kind} = ()")
+    (tmp_path / "talk.py").write_text(text)
+    (tmp_path / "one.txt").write_text("1")
+    before = makings(handler={"name": "talk", "motd": ["one.txt"]})
+    (tmp_path / "one.txt").write_text("2")
+    assert changed(before, makings(handler={"name": "talk", "motd": ["one.txt"]})) == ["file one.txt"]

@@ -252,6 +252,8 @@ class Rig:
         for _ in range(2):
             self.switch()
         self.new_log()
+        processes = sum(self.wanted.values())
+        self.until(lambda: len(self.children()) == processes, "those that were replaced have gone")
         self._usual = self._descriptors()
 
     def switch(self) -> None:

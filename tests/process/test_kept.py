@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -213,3 +214,38 @@ def test_one_that_was_kept_for_long_is_not_the_oldest_when_it_is_replaced(three,
         for _ in range(3):
             sock.sendall(b"hello\n")
             assert file.readline().startswith(b"one hello ")
+
+
+def test_a_worker_that_runs_other_code_than_the_file_is_not_kept(three, managed, eventually):
+    """It was started, in place of one that had died, while the file was another one."""
+    three.plugin("a", "bad")
+    (pid,) = three.pids()["a"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: three.pids()["a"] not in ([pid], []))
+    three.plugin("a", "one")
+    assert three.reload()["a"] == ["replaced"]
+    with managed.talk(b"hello", managed.address("a")) as answers:
+        assert answers.readline().startswith(b"one hello ")
+    assert three.reload()["a"] == ["kept"]
+
+
+def test_generations_are_bounded_over_a_new_installation(three, managed, eventually):
+    three.general = 'generations = 1\ndrain_timeout = "1s"'
+    three.write()
+    three.reload()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            sock = stack.enter_context(managed.connect(managed.address("a")))
+            sock.sendall(b"hello\n")
+            assert sock.recv(100)
+            before = three.pids()["a"]
+            managed.signal(signal.SIGUSR2)
+            eventually(lambda before=before: three.pids()["a"] not in (before, []))
+        eventually(lambda: len(managed.server("a")["workers"]) == 2)
+
+
+def test_whatever_stands_among_the_modules(three, managed):
+    """A lazy or a mocked one has any attribute that it is asked for."""
+    odd = "import sys\nclass Odd:\n    def __getattr__(self, name):\n        return print\n"
+    three.plugin("b", "two", odd + "sys.modules['odd'] = Odd()\n")
+    assert three.reload() == {"a": ["kept"], "b": ["replaced", "b.py"], "c": ["kept"]}

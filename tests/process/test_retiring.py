@@ -170,3 +170,16 @@ def test_it_is_watched_over_like_any_other(managed, eventually):
     os.close(pidfd)
     managed.program.wait_for(f"a: worker {pid} killed: no heartbeat")
     eventually(lambda: states(managed) == ["ready"])
+
+
+def test_those_that_retire_one_by_one_are_bounded_too(managed, eventually):
+    """Else a client that stays connected again and again would make a worker each time."""
+    managed.write(server("event", more="limits = { max_requests = 1 }"), general="generations = 2")
+    managed.begin()
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            before = managed.workers()
+            stack.enter_context(talking_to(managed))
+            eventually(lambda before=before: managed.workers() not in (before, []))
+        eventually(lambda: states(managed) == ["ready", "retiring", "retiring"])
+    assert managed.program.end() == 0
