@@ -129,6 +129,9 @@ class Signals:
         self._ignored = ignored
         self._unread = 0
         self._pending = bytearray()  # read, and not handed out yet
+        # Where they are read into, and how many there are: once they are read, nothing takes memory.
+        self._fresh, self._count = bytearray(4096), 0
+        self._into = [self._fresh]
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
 
@@ -193,8 +196,11 @@ class Signals:
         """
         self._unread = 0
         try:
-            with suppress(BlockingIOError):
-                self._pending += os.read(self._read, 4096)
+            if not self._count:
+                with suppress(BlockingIOError):
+                    self._count = os.readv(self._read, self._into)
+            self._pending += self._fresh[: self._count]
+            self._count = 0
             while self._pending:
                 number = self._pending[0]
                 if number in self._numbers:

@@ -39,3 +39,25 @@ def test_what_could_not_be_obeyed_comes_once_more() -> None:
         signals.hand_out(obey)
         assert not select.select([signals.fileno()], [], [], 0)[0]
     assert told == [signal.SIGUSR1, 0, signal.SIGUSR2]
+
+
+def test_what_was_read_and_could_not_be_kept_comes_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short(bytearray):
+        fails = 1
+
+        def __iadd__(self, more: object) -> Short:  # type: ignore[misc,override]
+            if self.fails:
+                self.fails -= 1
+                raise MemoryError
+            self.extend(more)  # type: ignore[arg-type]
+            return self
+
+    told: list[int] = []
+    with Signals(signal.SIGUSR1) as signals:
+        monkeypatch.setattr(signals, "_pending", Short())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(MemoryError):
+            signals.hand_out(lambda number, times: told.append(number))
+        assert select.select([signals.fileno()], [], [], 0)[0]
+        signals.hand_out(lambda number, times: told.append(number))
+    assert told == [signal.SIGUSR1]
