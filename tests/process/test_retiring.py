@@ -140,7 +140,7 @@ def test_one_that_somebody_ends_by_a_signal_finishes_what_it_has(managed, eventu
         os.kill(pid, signal.SIGTERM)
         eventually(lambda: managed.workers() not in ([pid], []))
         with contextlib.suppress(ConnectionError):
-            assert say() == b""
+            eventually(lambda: say() == b"")
     assert managed.program.end() == 0
 
 
@@ -150,7 +150,7 @@ def test_a_single_process_does_not_become_two_for_long(managed, talking, eventua
     with talking_to(managed) as say:
         managed.reload()
         with contextlib.suppress(ConnectionError):
-            assert say() == b""
+            eventually(lambda: say() == b"")
     eventually(lambda: states(managed) == ["ready"])
     assert managed.program.end() == 0
 
