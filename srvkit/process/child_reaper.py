@@ -28,6 +28,7 @@ class ChildReaper:
 
     def __init__(self) -> None:
         self._ends: dict[int, Callable[[int], None]] = {}
+        self._has_lost = False  # whether there may be a child that it does not know
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -61,8 +62,10 @@ class ChildReaper:
             self._ends[pid] = ended
         except BaseException:
             if pid:  # nobody would know of it
+                self._has_lost = True  # first: there may be no memory for the rest
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+                self._has_lost = False
             raise
         finally:
             with suppress(MemoryError):  # as above: they are let through
@@ -92,7 +95,7 @@ class ChildReaper:
                     ended(os.waitstatus_to_exitcode(status))
                 except Exception as error:
                     complain(f"the end of process {pid}", error)
-        if os.getpid() == 1:
+        if self._has_lost or os.getpid() == 1:
             self._reap_strangers()
 
     def _reap_strangers(self) -> None:

@@ -173,3 +173,31 @@ def test_what_was_printed_before_is_printed_once(run_code):
 )
 def test_an_end_in_words(status, words):
     assert ending(status) == words
+
+
+@pytest.mark.parametrize("call", ["kill", "waitpid"])
+def test_a_child_for_which_there_was_no_memory_is_no_zombie_for_good(call, monkeypatch, eventually):
+    """Nobody knows it; it is ended, and where that fails, too, reaped when it has ended."""
+
+    class Full(dict):
+        def __setitem__(self, pid, ended):
+            pids.append(pid)
+            monkeypatch.setattr(os, call, short)
+            raise MemoryError
+
+    def short(*arguments):
+        monkeypatch.undo()
+        raise MemoryError
+
+    pids: list[int] = []
+    reaper = ChildReaper()
+    reaper._ends = Full()
+    with pytest.raises(MemoryError):
+        reaper.fork(lambda: 0, lambda status: None)
+    reaper._ends = {}
+
+    def is_gone():
+        reaper.reap()
+        return not os.path.exists(f"/proc/{pids[0]}")
+
+    eventually(is_gone)
