@@ -17,6 +17,7 @@ from typing import Any
 from srvkit.concurrency.ssl_listener import SslListener
 from srvkit.contracts import ChildSignals, event_driven, setting
 from srvkit.fork import fork
+from srvkit.net.connection import ends_at_once
 from srvkit.net.parent_socket import ParentSocket
 from srvkit.net.send_queue import end_reading
 
@@ -263,7 +264,7 @@ class ForkingMixIn(SslListener):
     def _drain_handlers(self, request: Any) -> dict[int, Callable[[int, Any], object]]:
         def drain(number: int, _: Any) -> None:
             self.draining, self.patience = True, float(number == DRAIN_WITH_PATIENCE)
-            if getattr(request, "idle", False) and not (self.patience and not request.bytes_in):
+            if ends_at_once(request, self.patience):
                 end_reading(request, None)
 
         return {signal.SIGTERM: drain, DRAIN_WITH_PATIENCE: drain}

@@ -16,8 +16,8 @@ from srvkit.net.access import Rules, parse_rule
 from srvkit.net.address import Address
 from srvkit.net.connection import Connection, TimedConnection
 from srvkit.net.tls_context import ServerTls
-from srvkit.server.admission import ProxyStage, TlsStage, TrustedProxies
-from srvkit.server.limits import Access, Capacity, PerClient
+from srvkit.server.admission import ProxyStage, TlsStage
+from srvkit.server.limits import Access, Capacity, PerClient, TrustedProxies
 
 
 class Edge:

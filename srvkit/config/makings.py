@@ -133,13 +133,11 @@ class _Sources:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, str] = {
-            name: file
-            for name, module in list(sys.modules.items())
-            if (file := file_of(module)) and not is_of_library(file)
-        }
+        self._files = own_modules()
         # What is imported later on, by a handler say, is found where it will be.
-        self._roots = [Path(path) for path in sys.path if path and not is_of_library(os.path.join(path, "x"))]
+        self._roots = [
+            Path(path) for path in sys.path if path and not _is_of_library(os.path.join(path, "x"))
+        ]
         self._imports: dict[str, set[str]] = {}
         self._digests: dict[str, str] = {}
 
@@ -207,7 +205,16 @@ def _with_parents(name: str) -> Iterator[str]:
         name = name.rpartition(".")[0]
 
 
-def file_of(module: Any) -> str:
+def own_modules() -> dict[str, str]:
+    """Return the modules that are loaded and no library's, with their files: what a developer may edit."""
+    return {
+        name: file
+        for name, module in list(sys.modules.items())
+        if (file := _file_of(module)) and not _is_of_library(file)
+    }
+
+
+def _file_of(module: Any) -> str:
     """Return the file of a module; "" for one without, and for whatever else stands in `sys.modules`."""
     try:
         file = module.__file__
@@ -216,7 +223,7 @@ def file_of(module: Any) -> str:
     return file if isinstance(file, str) else ""
 
 
-def is_of_library(file: str) -> bool:
+def _is_of_library(file: str) -> bool:
     """Tell whether a file is of Python's own library, of an installed package, or of srvkit."""
     return os.path.realpath(file).startswith(_LIBRARIES)
 

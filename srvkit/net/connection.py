@@ -50,6 +50,14 @@ def is_datagram(thing: Any) -> bool:
     return isinstance(thing, tuple)
 
 
+def ends_at_once(request: Any, patience: float) -> bool:
+    """Tell whether a request may be ended where a server drains: it is between two messages.
+
+    With patience, somebody who has not said anything yet may still do so.
+    """
+    return getattr(request, "idle", False) and not (patience and not request.bytes_in)
+
+
 def wait_for(sock: Any, events: int, seconds: float | None) -> None:
     """Wait until a socket is ready to READ or WRITE. Raises TimeoutError after `seconds`."""
     if seconds is not None and seconds < 0:

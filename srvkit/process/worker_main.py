@@ -26,7 +26,7 @@ from srvkit.config.assemble import Assembled, assemble
 from srvkit.config.certificates import load_certificates, read_files, terms_of
 from srvkit.config.compose import Plan
 from srvkit.config.handler_shape import keeps_one_process
-from srvkit.config.makings import Makings, file_of, is_of_library, makings_of, summary
+from srvkit.config.makings import Makings, makings_of, own_modules, summary
 from srvkit.config.model import Config, Problems
 from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
@@ -156,14 +156,16 @@ def _trial(
         "noted": noted,
         "terms": [asdict(term) for term in terms_of(certificates)],
         "one_process": [plan.name for plan in assembled.plans if keeps_one_process(plan.handler)],
-        "makings": _makings(config, assembled, files),
+        "makings": _makings(config, assembled.plugins, assembled.plans, files),
     }
 
 
-def _makings(config: Config, assembled: Assembled, files: Mapping[str, Files]) -> dict[str, Makings]:
+def _makings(
+    config: Config, plugins: Plugins, plans: Sequence[Plan], files: Mapping[str, Files]
+) -> dict[str, Makings]:
     """Return what the servers are made of; nothing where that cannot be told: then none is kept."""
     try:
-        return makings_of(config, assembled.plugins, assembled.plans, files)
+        return makings_of(config, plugins, plans, files)
     except Exception:
         log.exception("what the servers are made of cannot be told, so a reload replaces all of them")
         return {}
@@ -198,7 +200,7 @@ def serve(post: WorkerSpec) -> int:
         (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
         if not plan.server_class.fork_beside_threads:
             refuse_threads()
-        made_of = _makings(post.config, assembled, files).get(post.server, {})
+        made_of = _makings(post.config, assembled.plugins, [plan], files).get(post.server, {})
         del files
         worker = SupervisedWorker(plan, assembled.plugins, post, summary(made_of))
         status = worker.run()
@@ -314,7 +316,7 @@ class SupervisedWorker(Worker):
 
     def _tell_ready(self) -> None:
         """Say so before the first client can do harm; in the server's thread."""
-        files = _own_files() if self._tells_files else []
+        files = sorted(set(map(os.path.realpath, own_modules().values()))) if self._tells_files else []
         self._channel.send_blocking({"event": "ready", "files": files, "makings": self._makings})
         self._is_heard = True
         self._loop.call_soon(lambda: self._channel.attach(self._loop, self._heard, self._orphaned))
@@ -480,9 +482,3 @@ def resident_size(pid: int) -> int:
             close_one(fd)
     except (OSError, IndexError):
         return 0
-
-
-def _own_files() -> list[str]:
-    """Return the files of modules that are no library's: what a developer may edit."""
-    files = {os.path.realpath(file) for module in list(sys.modules.values()) if (file := file_of(module))}
-    return sorted(file for file in files if not is_of_library(file))

@@ -21,7 +21,6 @@ from typing import Any
 
 from srvkit.contracts import Stage
 from srvkit.errors import PeerError
-from srvkit.net.access import Rules
 from srvkit.net.address import display
 from srvkit.net.connection import DONT_WAIT
 from srvkit.net.event_loop import READ
@@ -84,9 +83,7 @@ class Admission:
         server = self._server
         for stage in self._stages[first:]:
             if stage.waits:
-                if not record.is_admitted:  # its end counts from here on
-                    record.is_admitted = True
-                    server.request_admitted(record)
+                self._count(record)
                 stage.begin(self, record)
                 return
             try:
@@ -100,11 +97,15 @@ class Admission:
         if first and self._server._is_held_up():  # it has waited, and meanwhile the model has no place left
             self._parked.append(record)
             return
-        if not record.is_admitted:
-            record.is_admitted = True
-            server.request_admitted(record)
+        self._count(record)
         record.at_work = monotonic() if first else record.since
         server.admit_request(record, record.client_address)
+
+    def _count(self, record: Any) -> None:
+        """Count a request as accepted, once: its end counts from here on."""
+        if not record.is_admitted:
+            record.is_admitted = True
+            self._server.request_admitted(record)
 
     def _refuse(self, record: Any, why: str) -> None:
         server = self._server
@@ -190,20 +191,6 @@ class ProxyStage(Stage):
             admission.go_on(record, self)
 
         ProxyHandshake(admission, record, done).begin(self._settings.header_timeout)
-
-
-class TrustedProxies(Stage):
-    """The stage in front of that: nobody else may send a header."""
-
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-
-    def __repr__(self) -> str:
-        return f"TrustedProxies({self._rules!r})"
-
-    def admit(self, server: Any, record: Any) -> str | None:
-        """Refuse a peer that is none of them."""
-        return None if self._rules.admits(record.client_address, record) else "not a trusted proxy"
 
 
 class TlsStage(Stage):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from srvkit.net.connection import ends_at_once
 from srvkit.net.send_queue import end_reading
 from srvkit.server.accepting import CLOSED, Accepting
 from srvkit.server.lingering import Lingering
@@ -32,7 +33,7 @@ class Draining(Accepting):
         self._srvkit_drains = True
         loop = self._srvkit_loop
         for request in self.requests_at_hand():
-            if getattr(request, "idle", False) and not (patience and not request.bytes_in):
+            if ends_at_once(request, patience):
                 end_reading(request, loop)
         if loop is None:
             self.stop_serving()

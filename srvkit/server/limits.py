@@ -80,7 +80,6 @@ class Capacity(Stage):
 
     def __init__(self, limit: int, when_full: str) -> None:
         self.limit = limit
-        self.refused = 0
         self._closing = when_full == "close"
         self._full = False
 
@@ -97,7 +96,6 @@ class Capacity(Stage):
         if self._closing:
             if len(taken) <= self.limit:
                 return None
-            self.refused += 1
             log.warning(
                 "%s: connection limit reached: closed %s",
                 server._srvkit_name(),
@@ -126,14 +124,26 @@ class Capacity(Stage):
         server.resume_accepting(MAX_CONNECTIONS, partial(self.is_reached, server))
 
 
-class Access(Stage):
-    """The stage of rules: who may connect, by the address of the client, or of the peer on a Unix socket."""
+class _RulesStage(Stage):
+    """A stage that asks rules of access."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
 
     def __repr__(self) -> str:
-        return f"Access({self._rules!r})"
+        return f"{type(self).__name__}({self._rules!r})"
+
+
+class TrustedProxies(_RulesStage):
+    """The stage in front of a PROXY header: nobody else may send one."""
+
+    def admit(self, server: Any, record: Any) -> str | None:
+        """Refuse a peer that is none of them."""
+        return None if self._rules.admits(record.client_address, record) else "not a trusted proxy"
+
+
+class Access(_RulesStage):
+    """The stage of rules: who may connect, by the address of the client, or of the peer on a Unix socket."""
 
     def admit(self, server: Any, record: Any) -> str | None:
         """Refuse whom the rules do not let in."""

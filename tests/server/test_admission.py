@@ -198,3 +198,6 @@ def test_a_connection_passes_the_stages_in_the_order_that_is_told(tmp_path: Path
         "Admission.begin",
         "Capacity.admit",
     ]
+    told = " ".join((Path(srvkit.__file__).parent / "docs" / "architecture.md").read_text().split())
+    modules = {module for module, _ in short}
+    assert f"it takes {len(short)} calls in {len(modules)} modules" in told
