@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from srvkit.fork import fork
-from srvkit.process.fault_barrier import complain
+from srvkit.process.fault_barrier import complain, mark_failure
 
 log = logging.getLogger("srvkit.process")
 
@@ -94,6 +94,7 @@ class ChildReaper:
                 try:  # in plain steps: nobody else can tell of this end, should there be no memory for more
                     ended(os.waitstatus_to_exitcode(status))
                 except Exception as error:
+                    mark_failure()
                     complain(f"the end of process {pid}", error)
         if self._has_lost or os.getpid() == 1:
             self._reap_strangers()

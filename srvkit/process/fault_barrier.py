@@ -41,8 +41,13 @@ def attempt(what: str, step: Callable[[], object]) -> bool:
 def complain(what: str, error: BaseException) -> None:
     """Log that something failed: one line where the system refused it, with a traceback where it is ours."""
     with suppress(Exception):  # there may be no memory for a line either
-        expected = isinstance(error, (OSError, MemoryError))
-        log.error("%s: %s", what, in_words(error), exc_info=None if expected else error)
+        report(what, error)
+
+
+def report(what: str, error: BaseException) -> None:
+    """Log that something failed, as `complain`; raises MemoryError where that cannot be said either."""
+    expected = isinstance(error, (OSError, MemoryError, SrvkitError))
+    log.error("%s: %s", what, in_words(error), exc_info=None if expected else error)
 
 
 def in_words(error: BaseException) -> str:

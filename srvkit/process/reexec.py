@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from srvkit.errors import SrvkitError
 from srvkit.net.address import parse
 from srvkit.net.closing import close, close_one
 from srvkit.net.event_loop import Timer
@@ -43,57 +44,78 @@ ROOM = 16  # descriptors that a program takes to come to its loop
 SocketOf = Callable[[int], socket.socket]  # makes the socket of a descriptor that was handed over
 
 
-class NotReplaced(Exception):
+class NotReplaced(SrvkitError):
     """The new program cannot be executed."""
 
 
-def check(words: list[str], around: Surroundings, timeout: float, done: Callable[[bool], None]) -> None:
-    """Ask the new installation whether it would start; `done(answer)` is called when it has said so.
+class Check:
+    """A command of the new installation that says whether it would start; runs in a child.
 
     It is started as this program was, and as it will be when it takes over, and told to do what `words`
-    say, a command of srvkit. What it prints, if it fails, is logged.
+    say. `concluded()` is called when it has ended. Raises OSError where it cannot be started.
     """
-    command = origin.command()
-    output = unnamed_file("check")
-    timer: Timer | None = None
 
-    def main() -> int:
-        around.close_in_child(())
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+    def __init__(
+        self, words: list[str], around: Surroundings, timeout: float, concluded: Callable[[], None]
+    ) -> None:
+        self._words = words
+        self._around = around
+        self._concluded = concluded
+        self._command = origin.command()
+        self._timer: Timer | None = None
+        self._status: int | None = None  # once it has ended
+        self._output = unnamed_file("check")
+        try:
+            self._pid = around.children.fork(self._main, self._ended)
+        except BaseException:
+            close(self._output)
+            raise
+        try:
+            self._timer = around.loop.call_later(
+                timeout, lambda: around.children.signal(self._pid, signal.SIGKILL)
+            )
+        except BaseException:
+            around.children.signal(self._pid, signal.SIGKILL)
+            raise
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, be that known to who began it or not."""
+        return self._status is not None
+
+    def conclude(self) -> bool:
+        """Log what it has printed if it failed; return whether the new installation would start.
+
+        May be called again, where there was no memory for all of it.
+        """
+        lines: list[str] = []
+        if self._status:
+            with suppress(OSError):
+                lines = contents(self._output, MOST_OUTPUT).splitlines()
+            lines.append(f"the check {ending(self._status)}, so nothing is replaced")
+        for line in lines:
+            log.error("%s", line)
+        close_one(self._output)
+        return not self._status
+
+    def _main(self) -> int:
+        self._around.close_in_child(())
+        os.dup2(self._output, 1)
+        os.dup2(self._output, 2)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        command = self._command
         try:
             with origin.in_folder():
-                os.execve(command[0], command, os.environ | origin.instead(words))
+                os.execve(command[0], command, os.environ | origin.instead(self._words))
         except OSError as error:
             os.write(2, f"{command[0]}: {error.strerror}\n".encode(errors="backslashreplace"))
         return CANNOT_START
 
-    def ended(status: int) -> None:
-        try:
-            if timer is not None:
-                timer.cancel()
-            lines: list[str] = []
-            with suppress(OSError):
-                lines = contents(output, MOST_OUTPUT).splitlines() if status else []
-            for line in lines:
-                log.error("%s", line)
-            if status:
-                log.error("the check %s, so nothing is replaced", ending(status))
-        finally:  # whatever there was no memory for: or no other check would ever begin
-            close_one(output)
-            done(not status)
-
-    try:
-        pid = around.children.fork(main, ended)
-    except BaseException:
-        close(output)
-        raise
-    try:
-        timer = around.loop.call_later(timeout, lambda: around.children.signal(pid, signal.SIGKILL))
-    except BaseException:
-        around.children.signal(pid, signal.SIGKILL)
-        raise
+    def _ended(self, status: int) -> None:
+        self._status = status
+        if self._timer is not None:
+            self._timer.cancel()
+        self._concluded()
 
 
 def execute(table: Table, descriptors: list[int], environ: dict[str, str], signals: tuple[int, ...]) -> None:

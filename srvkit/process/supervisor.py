@@ -18,6 +18,7 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 from srvkit.config.model import Config, Problems, SrvkitSettings
 from srvkit.config.problems import Source
@@ -33,7 +34,7 @@ from srvkit.process.child_reaper import ChildReaper
 from srvkit.process.control_links import ControlLinks
 from srvkit.process.control_server import ControlSocket
 from srvkit.process.expiry import ExpiryReminder
-from srvkit.process.fault_barrier import AGAIN, GuardedLoop, attempt, complain, in_words
+from srvkit.process.fault_barrier import AGAIN, GuardedLoop, attempt, complain, in_words, report
 from srvkit.process.log_file import LogFile
 from srvkit.process.next_paths import NextPaths
 from srvkit.process.reload import Change, Generation
@@ -84,9 +85,9 @@ class Supervisor:
         of a file that the servers are made of is a reload, too.
         """
         self._takeover = takeover
-        self._check = list(check)
-        self._checking = False  # whether that command runs
-        self._replace_next = False  # whether the new installation waits for a reload to be over
+        self._check_words = list(check)
+        self._upgrade: Literal["", "wanted", "checking", "due"] = ""  # how far the next program has come
+        self._check: replacement.Check | None = None  # of it
         self._read = read
         self._notifier = notifier
         self._signals = Signals(*HANDLED, ignored=IGNORED)
@@ -357,27 +358,36 @@ class Supervisor:
 
     def _replace(self) -> None:
         """Let a new installation check the configuration, and then take the place of this one."""
-        if self._stopping or self._checking or self._generation is None:
-            return
+        if not (self._stopping or self._upgrade or self._generation is None):
+            self._upgrade = "wanted"
+            self._go_on_with_upgrade()
+
+    def _go_on_with_upgrade(self) -> None:
+        """Take the next step to a new installation; may be called again, where there was no memory for it."""
+        if self._upgrade == "wanted":
+            self._begin_check()
+        elif self._upgrade == "checking" and self._check is not None and self._check.is_over:
+            self._upgrade = "due" if self._check.conclude() else ""
+        if self._upgrade == "due" and self._change is None:
+            self._execute()
+            self._upgrade = ""
+
+    def _begin_check(self) -> None:
+        assert self._generation is not None
         log.info("USR2: the new installation checks the configuration")
         timeout = self._generation.config.srvkit.ready_timeout
         try:
-            replacement.check(self._check, self._around, timeout, self._checked)
+            self._check = replacement.Check(
+                self._check_words, self._around, timeout, self._go_on_with_upgrade
+            )
         except Exception as error:
-            complain("the check cannot be run, so nothing is replaced", error)
+            report("the check cannot be run, so nothing is replaced", error)
+            self._upgrade = ""
         else:
-            self._checking = True
-
-    def _checked(self, would_start: bool) -> None:
-        self._checking = False
-        if would_start:
-            self._execute()
+            self._upgrade = "checking"
 
     def _execute(self) -> None:
         if self._stopping or self._generation is None:
-            return
-        if self._change is not None:
-            self._replace_next = True
             return
         self._made_known()
         log.info("the new installation takes over")
@@ -397,10 +407,8 @@ class Supervisor:
             table, descriptors = replacement.table_of(held)
             with systemd.handed_over(self._notifier) as environ:
                 replacement.execute(table, descriptors, environ, (*HANDLED, *IGNORED))
-        except replacement.NotReplaced as error:
-            log.error("nothing is replaced: %s", error)
         except Exception as error:
-            complain("nothing is replaced", error)
+            report("nothing is replaced", error)
         self._notifier.ready()
 
     def _take_over(self, table: Message, config: Config) -> None:
@@ -551,9 +559,7 @@ class Supervisor:
             self._generation = change.made
             for step in steps:  # it is in force: what fails of the rest is no reason not to do all the others
                 attempt("putting a configuration in force", step)
-        if self._replace_next:
-            self._replace_next = False
-            self._execute()
+        attempt("a new installation", self._go_on_with_upgrade)
         again, self._again = self._again, False
         if again and not self._stopping:
             self._made_known()
@@ -606,6 +612,7 @@ class Supervisor:
     def _recover(self) -> None:
         """Do again what may have been lost where something has raised: nobody else will."""
         self._children.reap()  # the signal of a child's end may be what was lost
+        attempt("a new installation", self._go_on_with_upgrade)
         if self._control is not None:
             self._control.close_broken()
         if self._change is not None and self._change.is_over:

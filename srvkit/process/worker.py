@@ -90,10 +90,11 @@ class Worker:
         """Serve until stopped; in the main thread."""
         monkey.no_more()
         with self._signals as signals, self._loop as loop:
-            signals.breaking = True
             loop.watch(signals.fileno(), lambda: self._signalled(signals.read()))
             try:
+                signals.breaking = True
                 self._plugins.hook.srvkit_worker_start(worker=self)
+                signals.breaking = False
             except BaseException as error:
                 signals.breaking = False
                 self._complain("srvkit_worker_start of a plugin", error, started=False)
@@ -106,10 +107,10 @@ class Worker:
                 self._serve(server)
                 loop.wait(0)  # its own report of its end
             else:
-                signals.breaking = False
                 self._serve_in_threads(loop)
             signals.breaking = True
             self._plugins.notify("srvkit_worker_stop", worker=self)
+            signals.breaking = False
         return self.status
 
     def stop(self, drain_timeout: float | None = None) -> None:
@@ -216,14 +217,17 @@ class Worker:
             self.on_ready()
 
         try:
+            self._signals.breaking = not server.fork_beside_threads  # its startup() has the main thread
             serve_until_stopped(server, self._plugins, ready)
         except SrvkitError as error:
+            self._signals.breaking = False
             if self._stopping and not started and isinstance(error, ListenError):
                 log.info("%s: stopped before it was listening", server.name)  # its door is closed already
             else:
                 log.error("%s: %s", server.name, error)
                 self._failed(str(error), started)
         except BaseException as error:  # a SystemExit in a thread would end it, and nobody would know
+            self._signals.breaking = False
             self._complain(server.name, error, started)
         self._loop.call_soon(lambda: self.ended(server))
 

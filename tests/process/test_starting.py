@@ -129,7 +129,12 @@ from srvkit import ForkingMixIn, ThreadingMixIn
 class Late:
     @classmethod
     def from_listeners(cls, *arguments):
-        os.kill({whole(mode)}, signal.SIGTERM)
+        try:  # once: a second signal would mean "at once"
+            os.mkdir("told")
+        except FileExistsError:
+            pass
+        else:
+            os.kill({whole(mode)}, signal.SIGTERM)
         return super().from_listeners(*arguments)
 
 class LateThreading(Late, ThreadingMixIn): ...
