@@ -11,7 +11,6 @@ import os
 import select
 import socket
 import sys
-from math import inf
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
@@ -80,16 +79,17 @@ class Connection(socket.socket):
     """
 
     # What every connection has from the moment it is registered: no dictionary for those that are idle.
-    __slots__ = ("__dict__", "client_address", "driver", "number", "since")
+    __slots__ = ("__dict__", "at_work", "client_address", "driver", "is_admitted", "number", "since")
 
     number: int  # among all that its server has taken, from 1
     since: float  # when it was taken
     client_address: Any  # the client's, which a proxy may have told
     driver: Any  # the connection of a loop that has the account as long as it lasts; None where there is none
+    is_admitted: bool  # whether it was counted as accepted, so that its end counts, too
+    at_work: float  # since when its handler works without waiting for the peer; 0 while it waits, inf before
     peer_address: Any = None  # the proxy's, where there is one
     proxy: Any = None  # the header by which it spoke for its client
     client: Any = None  # as whom `max_per_client` counts it, while it does
-    is_admitted = False  # whether it was counted as accepted, so that its end counts, too
     row: int | None = None  # where the child that handles it leaves its account
     opened = 0.0  # when plugins heard of it
     bytes_in = 0
@@ -98,7 +98,6 @@ class Connection(socket.socket):
     fault: Exception | None = None  # what its peer is to blame for, once there is something
     idle = False  # between two messages: a server that stops may end it at once
     last = 0.0  # when bytes were received or sent last; 0 for never
-    at_work = inf  # since when its handler works without waiting for the peer; 0 while it waits, inf before
     pending = False  # whether something was received that recv() has not returned
 
     def time_for(self, seconds: float) -> float:

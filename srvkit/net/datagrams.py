@@ -99,10 +99,10 @@ class Datagram(tuple[bytes, Any]):
     proxy = None
     client: Any = None
     is_admitted = False
+    at_work = inf
     row: int | None = None
     opened = 0.0
     idle = False
-    at_work = inf
 
     @property
     def bytes_in(self) -> int:

@@ -56,6 +56,7 @@ class Accepting(Steps):
     shared: frozenset[int] = frozenset()  # listeners whose queues others serve when this server has stopped
     taking_requests = False  # whether further requests may follow before requests_taken() is called
     _srvkit_admission: Admission | None = None
+    _srvkit_hears_requests = False  # whether a class in front hears of each that is admitted, and of its end
     _srvkit_loop: EventLoop | None = None
     _srvkit_listeners: Sequence[Listener] = ()
     # The standard library's name; programs set it where they cannot wait for shutdown().

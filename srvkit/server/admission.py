@@ -73,17 +73,18 @@ class Admission:
     def begin(self, request: Any, client_address: Any) -> None:
         """Take a request through all stages, and hand it to the model behind the last one."""
         self.registry.add(request, client_address)
-        self._pass(request, 0)
+        self._pass(request, self._stages)
 
     def go_on(self, record: Any, stage: Any) -> None:
         """Take a connection on from a stage that has waited for it, and is content."""
-        self._pass(record, self._stages.index(stage) + 1)
+        self._pass(record, self._stages[self._stages.index(stage) + 1 :])
 
-    def _pass(self, record: Any, first: int) -> None:
+    def _pass(self, record: Any, stages: Sequence[Stage]) -> None:
         server = self._server
-        for stage in self._stages[first:]:
+        for stage in stages:
             if stage.waits:
-                self._count(record)
+                if not record.is_admitted:
+                    self._count(record)
                 stage.begin(self, record)
                 return
             try:
@@ -94,17 +95,21 @@ class Admission:
             if why is not None:
                 self._refuse(record, why)
                 return
-        if first and self._server._is_held_up():  # it has waited, and meanwhile the model has no place left
+        if stages is self._stages:
+            record.at_work = record.since
+        elif server._is_held_up():  # it has waited, and meanwhile the model has no place left
             self._parked.append(record)
             return
-        self._count(record)
-        record.at_work = monotonic() if first else record.since
+        else:
+            record.at_work = monotonic()
+        if not record.is_admitted:
+            self._count(record)
         server.admit_request(record, record.client_address)
 
     def _count(self, record: Any) -> None:
-        """Count a request as accepted, once: its end counts from here on."""
-        if not record.is_admitted:
-            record.is_admitted = True
+        """Count a request as accepted: its end counts from here on."""
+        record.is_admitted = True
+        if self._server._srvkit_hears_requests:
             self._server.request_admitted(record)
 
     def _refuse(self, record: Any, why: str) -> None:
@@ -129,7 +134,7 @@ class Admission:
 
     def release(self, record: Any) -> None:
         """Give back what the stages have counted for a request that has ended; in whatever thread."""
-        self.registry.remove(record)
+        self.registry.open.pop(record.number, None)  # doing so twice does no harm
         for release in self._releases:
             release(self._server, record)
 

@@ -386,7 +386,7 @@ class BaseServer(Draining):
         """Give the request's seat back; called once for each, in the process that accepts."""
         admission = self._srvkit_admission
         if admission is not None and request is not None:
-            if request.is_admitted:
+            if request.is_admitted and self._srvkit_hears_requests:
                 self.request_ended(request)
             admission.release(request)
             if self._srvkit_closed:

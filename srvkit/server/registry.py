@@ -5,14 +5,17 @@ Each is its own record, a `net.connection.Connection` or a `net.datagrams.Datagr
 
 from __future__ import annotations
 
+from math import inf
 from time import monotonic
 from typing import Any
+
+from srvkit.net.datagrams import Datagram
 
 
 class Registry:
     """The open requests of one server.
 
-    `add` is for the accepting thread, `remove` for whatever thread (or reaper of children) ends a request.
+    `add` is for the accepting thread; whatever thread (or reaper of children) ends a request takes it out.
     """
 
     __slots__ = ("_taken", "open")
@@ -26,12 +29,11 @@ class Registry:
         self._taken = record.number = number = self._taken + 1
         record.since = monotonic()
         record.client_address = client_address
-        record.driver = None
+        if type(record) is not Datagram:  # which has these from its class
+            record.driver = None
+            record.is_admitted = False
+            record.at_work = inf
         self.open[number] = record
-
-    def remove(self, record: Any) -> None:
-        """Forget a request; doing so twice does no harm."""
-        self.open.pop(record.number, None)
 
     def get(self, number: int) -> Any:
         """Return the open request with this number; None where it has ended."""

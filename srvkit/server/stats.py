@@ -27,6 +27,7 @@ class StatsMixIn(Steps):
     beat_interval: float
     retire_after = 0
     _admitted = 0
+    _srvkit_hears_requests = True
 
     def on_beat(self) -> None:
         """Hear of each beat; in the loop's thread."""

@@ -42,6 +42,7 @@ class Server:
     """Writes down which of its steps are called."""
 
     name = "test"
+    _srvkit_hears_requests = True
 
     def __init__(self, *stages: Stage) -> None:
         self.steps: list[str] = []
