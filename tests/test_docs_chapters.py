@@ -129,6 +129,14 @@ def test_the_limits_of_a_connection_are_settings() -> None:
     assert {name for name in of_servers if name.endswith("_timeout")} <= named
 
 
+def test_a_reload_takes_as_many_calls_as_is_told() -> None:
+    text = section("The third journey: a reload")
+    calls = [call for block in blocks(text) for call in block]
+    supervisors = {path for path, _ in calls if path.startswith("process/supervisor/")}
+    told = f"These are {len(calls)} calls. In the supervisor they stand in {len(supervisors)} modules"
+    assert told in " ".join(text.split())
+
+
 def test_what_tells_the_state_of_a_connection_is_in_the_code() -> None:
     connection = importlib.import_module("srvkit.concurrency.message_connection").MessageConnection
     there = {slot for one in connection.__mro__ for slot in getattr(one, "__slots__", ())}

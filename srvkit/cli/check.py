@@ -31,7 +31,7 @@ def command(args: argparse.Namespace) -> int:
     from srvkit.config.assemble import assemble
     from srvkit.net.address import objection
     from srvkit.process import privileges
-    from srvkit.process.single import refuse_threads
+    from srvkit.process.child import refuse_threads
 
     config, problems = loader.read(args.config, args.set)
     for key, message in privileges.check(config.srvkit.user, config.srvkit.group, names_only=True):

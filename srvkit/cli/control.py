@@ -70,8 +70,8 @@ def status(args: argparse.Namespace) -> int:
 def reload(args: argparse.Namespace) -> int:
     """Have the configuration read anew; raises ControlError with every reason why it was not."""
     from srvkit.cli.status import plain
-    from srvkit.process.changes import told
     from srvkit.process.control_client import ControlError
+    from srvkit.process.supervisor.changes import told
 
     request = {"do": "reload", "all": True} if args.all else {"do": "reload"}
     answer = _good(_ask(args, request, timeout=args.timeout))

@@ -52,8 +52,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _import_what_takes_over() -> None:
     """Meet now what is broken or missing in this installation: later there is no way back."""
-    import srvkit.process.supervisor
-    import srvkit.process.takeover  # noqa: F401
+    import srvkit.process.supervisor.supervisor
+    import srvkit.process.supervisor.takeover  # noqa: F401
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -59,7 +59,7 @@ def _page(command: Sequence[str], text: str) -> int | None:
     if pager.returncode == -signal.SIGINT:
         return 130
     if pager.returncode:
-        from srvkit.process.child_reaper import ending
+        from srvkit.process.child import ending
 
         raise SrvkitError(
             f"the pager {command[0]!r} {ending(pager.returncode)}; PAGER= shows the text without one"

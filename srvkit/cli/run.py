@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srvkit.config.model import Config, Problems
-    from srvkit.process.supervisor import Read
+    from srvkit.process.supervisor.reload import Read
 
     Subparsers = argparse._SubParsersAction[Any]
 
@@ -108,14 +108,15 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:
-    from srvkit.process import systemd, takeover
+    from srvkit.process import systemd
     from srvkit.process.signals import HANDLED, hold_back
+    from srvkit.process.supervisor import takeover
 
     if args.single:
         return _run_single(*read())
     hold_back(*HANDLED)  # a signal that comes too early is answered once there is somebody to do so
     with takeover.begun(HANDLED) as handed_over:
-        from srvkit.process.supervisor import Supervisor
+        from srvkit.process.supervisor.supervisor import Supervisor
 
         return Supervisor(read, systemd.begin(), check, takeover=handed_over, watch=args.reload).run()
 
@@ -123,7 +124,7 @@ def _run(args: argparse.Namespace, read: Read, check: list[str]) -> int:
 def _run_single(config: Config, problems: Problems) -> int:
     from srvkit.config.assemble import assemble
     from srvkit.process import privileges, systemd
-    from srvkit.process.log_setup import open_log, set_up
+    from srvkit.process.logging.setup import open_log, set_up
     from srvkit.process.single import run
 
     notifier = systemd.begin()  # before a plugin starts a program that would inherit what it takes

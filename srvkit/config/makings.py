@@ -8,6 +8,7 @@ of plugins with hooks, and of installed packages. Two servers are the same where
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import sys
 import sysconfig
@@ -22,6 +23,8 @@ from srvkit.config.compose import Plan
 from srvkit.config.model import Config, ServerSettings
 from srvkit.net.credentials import Files
 from srvkit.plugins.manager import Plugins
+
+log = logging.getLogger("srvkit.process")
 
 # What changes nothing about a worker that serves: the supervisor has these, or hands them on.
 ELSEWHERE = frozenset(
@@ -44,7 +47,20 @@ Makings = dict[str, str]  # a digest for each thing, by its name: a key of the f
 def makings_of(
     config: Config, plugins: Plugins, plans: Sequence[Plan], files: Mapping[str, Files]
 ) -> dict[str, Makings]:
-    """Return what each server is made of, in the process that has loaded its plugins."""
+    """Return what each server is made of, in the process that has loaded its plugins.
+
+    Nothing where that cannot be told, of which the log says why: then a reload keeps none.
+    """
+    try:
+        return _makings_of(config, plugins, plans, files)
+    except Exception:
+        log.exception("what the servers are made of cannot be told, so a reload replaces all of them")
+        return {}
+
+
+def _makings_of(
+    config: Config, plugins: Plugins, plans: Sequence[Plan], files: Mapping[str, Files]
+) -> dict[str, Makings]:
     common = {
         **_of_settings("srvkit", config.srvkit),
         **_of_settings("logging", config.logging),

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from srvkit.net.closing import close
-from srvkit.net.event_loop import READ, WRITE, EventLoop
+from srvkit.net.event_loop import READ, WRITE, EventLoop, wait_for
 
 log = logging.getLogger("srvkit.process")
 
@@ -90,6 +90,32 @@ class Channel:
             sent = socket.send_fds(self._socket, [line], descriptors)
             self._socket.sendall(line[sent:])
         self._socket.setblocking(False)
+
+    def receive(self, *, wait: bool = True) -> Message | None:
+        """Return the next message; where no loop serves the channel.
+
+        None where the other side is gone or, without `wait`, has said nothing yet. Descriptors are closed.
+        """
+        while True:
+            line, newline, rest = self._received.partition(b"\n")
+            if newline:
+                self._received = rest
+                message = _parsed(line)
+                if message is not None:
+                    return message
+                continue
+            if wait:
+                wait_for(self.fileno(), None)
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_DESCRIPTORS)
+            except OSError as error:
+                if wait and error.errno in _FOR_NOW:
+                    continue
+                return None
+            close(*descriptors)
+            if not data:
+                return None
+            self._received += data
 
     def read_the_rest(self) -> None:
         """Hear what the other side had said before it ended."""

@@ -22,9 +22,10 @@ from srvkit.errors import ConfigError
 from srvkit.net import unixpath
 from srvkit.net.listener import Listener
 from srvkit.plugins.manager import Offer, Plugins, make_manager
-from srvkit.process.lifespan import serve_until_stopped
+from srvkit.process.child import StartError
+from srvkit.process.server_process import ServerProcess
 from srvkit.process.signals import interrupts_held_back
-from srvkit.process.single import ServerProcess, StartError
+from srvkit.process.worker.lifespan import serve_until_stopped
 from srvkit.server.stats import telling_ends
 from srvkit.server.stream import TCPServer
 
@@ -137,7 +138,7 @@ class EmbeddedServer:
                 raise
         if reason:
             process.reap()
-            raise StartError(f"{self._plan.name}: {reason}")
+            raise StartError(reason)
         self._process = process
 
     def _stop_from_child(self) -> None:

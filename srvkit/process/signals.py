@@ -10,7 +10,6 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any
 
-from srvkit.fork import fork
 from srvkit.net.closing import close
 
 _ONCE_MORE = b"\0"  # no signal has this number
@@ -59,24 +58,16 @@ def let_through(*numbers: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def fork_afresh(*held_back: int) -> int:
-    """Fork a process out of somebody's program; the child has every signal's default, and holds some back.
+def hold_back_only(*numbers: int) -> None:
+    """Leave these signals waiting, and let all others through."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, numbers)
 
-    The program's handlers, and the descriptor that wakes it up, would go on in its name. What it ignores
-    stays ignored, but for SIGCHLD: who forks wants to know how a child has ended. Raises OSError.
+
+def forget_handlers() -> None:
+    """Give every signal its default effect in a child, where the program's handlers would go on in its name.
+
+    So would the descriptor that wakes the program up. What is ignored stays so, but for SIGCHLD.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        pid = fork()
-        if pid == 0:
-            _forget_handlers()
-            before = set(held_back)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pid
-
-
-def _forget_handlers() -> None:
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(number)) or number == signal.SIGCHLD:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final
@@ -176,6 +176,10 @@ class Notifier:
     def extend_timeout(self, seconds: float) -> None:
         """Ask for so much time, counted from now, until the start or stop under way must be complete."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+
+    def close_in_child(self, keep: Collection[object] = ()) -> None:
+        """Close its descriptor in a child, which has nothing to say to systemd."""
+        self.close()
 
     def close(self) -> None:
         """Release the socket; further calls do nothing."""

@@ -123,7 +123,9 @@ def record(scenario: Scenario, rigs: Rigs) -> list[tuple[str, int]]:
     scenario.act(rig)
     rig.settle()
     time.sleep(QUIET)
-    recorded = [one for one in rig.recorded() if scenario.asks or "process/control_server.py" not in one[0]]
+    recorded = [
+        one for one in rig.recorded() if scenario.asks or "process/supervisor/control_server.py" not in one[0]
+    ]
     recorded = [one for one in recorded if scenario.only in one[0]]
     scenario.later(rig)
     rig.settle()
@@ -188,7 +190,9 @@ def _run_ends(rigs: Rigs, choose: Choose, act: Callable[[Rig, Callable[[], None]
     rig = rigs.fresh()
     act(rig, rig.record, "")
     recorded = [
-        one for one in rig.recorded() if "process/control_server.py" not in one[0] or "_accept" not in one[0]
+        one
+        for one in rig.recorded()
+        if "process/supervisor/control_server.py" not in one[0] or "_accept" not in one[0]
     ]
     outcome = Outcome(sites=len({site for site, _ in recorded}))
     for case in choose(cases_of(recorded)):

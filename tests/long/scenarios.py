@@ -112,7 +112,7 @@ class Taken(Refused):
 class Watched(Hup):
     """A reload that comes by itself, because a file was edited."""
 
-    only = "process/reloader.py"
+    only = "process/supervisor/reloader.py"
     settings = {"reload": True}
 
     def act(self, rig: Rig) -> None:

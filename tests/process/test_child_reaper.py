@@ -12,7 +12,8 @@ import warnings
 import pytest
 
 from srvkit.fork import fork
-from srvkit.process.child_reaper import CANNOT_BOOT, ChildReaper, ending
+from srvkit.process.child import CANNOT_BOOT, ending
+from srvkit.process.supervisor.child_reaper import ChildReaper
 
 PATIENCE = 30
 
@@ -151,7 +152,7 @@ def test_warnings_as_errors_lose_no_child_beside_threads(family):
 def test_what_was_printed_before_is_printed_once(run_code):
     program = run_code(
         "import os\n"
-        "from srvkit.process.child_reaper import ChildReaper\n"
+        "from srvkit.process.supervisor.child_reaper import ChildReaper\n"
         "print('before', end=' ')\n"
         "children = ChildReaper()\n"
         "pid = children.fork(lambda: print('child', end=' ') or 0, print)\n"

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from srvkit.net.event_loop import EventLoop
-from srvkit.process import control_server as control
 from srvkit.process.control_client import ControlError, NotRunning, ask
-from srvkit.process.control_server import MOST_CLIENTS, MOST_REQUEST, ControlSocket
-from srvkit.process.fault_barrier import GuardedLoop
 from srvkit.process.runtime_paths import PlaceError
+from srvkit.process.supervisor import control_server as control
+from srvkit.process.supervisor.control_server import MOST_CLIENTS, MOST_REQUEST, ControlSocket
+from srvkit.process.supervisor.fault_barrier import GuardedLoop
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30
@@ -393,7 +393,7 @@ def test_a_successor_goes_on_with_the_descriptor(tmp_path):
 def test_a_forked_child_leaves_and_nothing_changes(tmp_path):
     code = (
         "import os, stat, sys\nfrom pathlib import Path\nfrom srvkit.net.event_loop import EventLoop\n"
-        "from srvkit.process.control_server import ControlSocket\nloop = EventLoop()\n"
+        "from srvkit.process.supervisor.control_server import ControlSocket\nloop = EventLoop()\n"
         "def is_socket(fd):\n"
         "    try:\n        return stat.S_ISSOCK(os.fstat(fd).st_mode)\n"
         "    except OSError:\n        return False\n"

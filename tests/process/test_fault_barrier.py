@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from srvkit.process import fault_barrier as boundary
-from srvkit.process.fault_barrier import GuardedLoop, attempt, in_words
+from srvkit.process.supervisor import fault_barrier as boundary
+from srvkit.process.supervisor.fault_barrier import GuardedLoop, attempt, in_words
 
 
 @pytest.fixture

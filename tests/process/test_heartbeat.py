@@ -120,7 +120,8 @@ def test_all_stacks_are_there_where_a_fatal_signal_shows_one_thread(
     """As on builds of Python without the interpreter's lock, which this one may be or not."""
     (tmp_path / "as_there.py").write_text(
         "import faulthandler, signal, sys\n"
-        "from srvkit.process import worker_main, worker_pool\n"
+        "from srvkit.process.supervisor import worker_pool\n"
+        "from srvkit.process.worker import main as worker_main\n"
         "from srvkit.cli.main import main\n"
         "enable = faulthandler.enable\n"
         "faulthandler.enable = lambda file: enable(file, all_threads=False)\n"

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from srvkit.fork import fork
-from srvkit.process.log_file import LogFile
+from srvkit.process.logging.file import LogFile
 
 LINE = b"x" * 99 + b"\n"
 AS_STANDARD_ERROR = """
 import os, sys
-from srvkit.process.log_file import LogFile
+from srvkit.process.logging.file import LogFile
 before = os.get_blocking(2)
 log = LogFile.open()
 for _ in range(5000):

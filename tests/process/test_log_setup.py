@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from srvkit.config.model import Config, LoggingSettings, SrvkitSettings
 from srvkit.fork import fork
-from srvkit.process import log_guard as loggers
-from srvkit.process import log_setup as logs
-from srvkit.process.log_file import LogFile
-from srvkit.process.log_setup import LogError, LogHandler, open_log, set_up
+from srvkit.process.logging import guard as loggers
+from srvkit.process.logging import setup as logs
+from srvkit.process.logging.file import LogFile
+from srvkit.process.logging.setup import LogError, LogHandler, open_log, set_up
 
 ECHO = '[server.echo]\nlisten = "tcp://127.0.0.1:0"\nhandler = "echo"\n'
 TEXT_LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [A-Z]+ (\S+)\[(\d+)\]: (.*)"

@@ -17,7 +17,6 @@ from srvkit.config.model import SrvkitSettings
 from srvkit.config.paths import names_of
 from srvkit.net.address import MAX_UNIX_PATH
 from srvkit.process import runtime_paths as places
-from srvkit.process.control_links import ControlLinks
 from srvkit.process.runtime_paths import (
     AlreadyRunning,
     Lock,
@@ -27,6 +26,7 @@ from srvkit.process.runtime_paths import (
     control_paths,
     runtime_folder,
 )
+from srvkit.process.supervisor.control_links import ControlLinks
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534

@@ -380,7 +380,7 @@ def test_whatever_there_is_no_descriptor_for_everything_goes_on_and_none_is_lost
 # ---- what nobody thought of
 
 BREAKS = """
-import srvkit.process.{module} as module
+import srvkit.{module} as module
 
 real, turns = module.{name}, []
 
@@ -399,20 +399,25 @@ def breaking(module, name, condition, error="KeyError('unexpected')"):
 
 
 @pytest.mark.parametrize(
-    ("name", "condition"),
+    ("module", "name"),
     [
-        ("SocketSet.__init__", "len(turns) == 2"),
-        ("descriptors.make_room", "len(turns) == 2"),
-        ("open_channel", "len(turns) == 2"),
+        ("reload", "SocketSet.__init__"),
+        ("reload", "descriptors.make_room"),
+        ("trial", "open_channel"),
+        ("trial", "Trial.answer"),
+        ("reload", "_is_ready"),
     ],
 )
 @pytest.mark.parametrize("error", ["KeyError('unexpected')", "MemoryError()", "UnicodeError('no text')"])
-def test_whatever_raises_in_a_reload_is_its_answer_and_everything_stays(name, condition, error, managed):
+def test_whatever_raises_in_a_reload_is_its_answer_and_everything_stays(module, name, error, managed):
     managed.write(server())
-    managed.program = managed.start("-c", breaking("reload", name, condition, error), "run")
+    code = breaking(f"process.supervisor.{module}", name, "os.path.exists('break')", error)
+    managed.program = managed.start("-c", f"import os{code}", "run")
     managed.program.wait_for("listening on ")
     workers = managed.workers()
-    answer = managed.ask(do="reload")
+    (managed.folder / "break").touch()
+    answer = managed.ask(do="reload", all=True)
+    (managed.folder / "break").unlink()
     assert len(answer["errors"]) == 1
     assert error.partition("(")[0] in answer["errors"][0]
     managed.program.wait_for(FAILED)
@@ -421,7 +426,7 @@ def test_whatever_raises_in_a_reload_is_its_answer_and_everything_stays(name, co
 
 
 def test_a_configuration_that_cannot_be_read_for_whatever_reason_is_answered(managed):
-    code = breaking("supervisor", "Supervisor._begin_change", "len(turns) == 2")
+    code = breaking("config.loader", "read", "len(turns) == 2")
     managed.write(server())
     managed.program = managed.start("-c", code, "run")
     managed.program.wait_for("listening on ")
@@ -431,7 +436,7 @@ def test_a_configuration_that_cannot_be_read_for_whatever_reason_is_answered(man
 
 
 def test_a_signal_is_not_lost_because_another_one_raised(managed):
-    code = breaking("supervisor", "Supervisor._reload", "True")
+    code = breaking("process.supervisor.supervisor", "Supervisor._ask_for_reload", "True")
     managed.write(server())
     managed.program = managed.start("-c", code, "run")
     managed.program.wait_for("listening on ")
@@ -445,7 +450,7 @@ def test_a_signal_is_not_lost_because_another_one_raised(managed):
 
 
 def test_hung_workers_are_noticed_also_after_a_look_that_raised(managed, eventually):
-    code = breaking("worker_pool", "WorkerPool.look", "len(turns) < 3")
+    code = breaking("process.supervisor.worker_pool", "WorkerPool.look", "len(turns) < 3")
     managed.write(server(more='concurrency = "event"'), general='heartbeat_timeout = "500ms"')
     managed.program = managed.start("-c", code, "run")
     managed.program.wait_for("listening on ")

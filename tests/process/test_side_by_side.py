@@ -54,7 +54,7 @@ def test_a_request_of_the_forking_servers_child_is_finished(run, say, tmp_path):
     program.addresses("a")
     file = say(program.addresses("b")[0], b"hold")
     program.process.terminate()
-    program.wait_for("SIGTERM: stopping$", times=2)
+    program.wait_for("SIGTERM: stopping$")
     (tmp_path / "release").write_text("now")
     assert file.readline() == b"done\n"
     assert program.ended() == 0

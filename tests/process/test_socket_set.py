@@ -13,7 +13,7 @@ import pytest
 
 from srvkit.config.loader import from_table
 from srvkit.errors import ListenError
-from srvkit.process.socket_set import SocketSet
+from srvkit.process.supervisor.socket_set import SocketSet
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from srvkit.config.loader import from_table
-from srvkit.process.worker_pool import WorkerPool, WorkerProcess
+from srvkit.process.supervisor.worker_pool import WorkerPool
+from srvkit.process.supervisor.worker_process import WorkerProcess
 
 
 class Channel:
@@ -27,7 +28,7 @@ class Channel:
         return not self.is_closed
 
 
-class Around:
+class Shared:
     """A supervisor in which nothing happens by itself."""
 
     tells_files = False
@@ -53,8 +54,8 @@ def pool() -> WorkerPool:
     """Three workers that are ready, of which two are wanted."""
     table = {"listen": "tcp://127.0.0.1:0", "handler": "echo"}
     config, problems = from_table({"server": {"a": table}})
-    around: Any = Around()
-    pool = WorkerPool("a", config, problems, [], 3, around)
+    shared: Any = Shared()
+    pool = WorkerPool("a", config, problems, [], 3, shared)
     for pid in (11, 12, 13):
         channel: Any = Channel()
         worker = WorkerProcess(pid, channel, -1, None, -1, 0.0, None)  # type: ignore[arg-type]
@@ -101,6 +102,6 @@ def test_one_that_cannot_be_told_has_no_hour_to_end(pool: WorkerPool) -> None:
     for pid in (11, 12):
         pool.workers[pid].channel.is_closed = True  # type: ignore[attr-defined]
     pool.retire([])
-    waits = pool._around.waits  # type: ignore[attr-defined]
+    waits = pool._shared.waits  # type: ignore[attr-defined]
     assert [wait > 3600 for wait in waits] == [True, False, True, False, True]
     assert waits[1] == waits[3] < 40

@@ -1,4 +1,4 @@
-"""USR2: a new installation of srvkit takes the place of the supervisor, in the same process.
+"""The program of the supervisor is executed anew, in the same process, and handed all that is open.
 
 The number of the process stays, and so does everything that is open: sockets, lock, control socket, and
 the channels to the workers, who notice nothing and serve until the new ones are ready. What the new
@@ -8,37 +8,34 @@ program must know of all that is a table in a file without a name, whose descrip
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from srvkit.config.model import Config, Problems
+from srvkit.config.problems import Source
 from srvkit.errors import SrvkitError
 from srvkit.net.address import parse
-from srvkit.net.closing import close, close_one
-from srvkit.net.event_loop import Timer
+from srvkit.net.closing import close
 from srvkit.net.listener import Listener
 from srvkit.process import command_line as origin
 from srvkit.process.channel import Channel
-from srvkit.process.child_reaper import ending
-from srvkit.process.control_server import ControlSocket
-from srvkit.process.memfd import contents, unnamed_file
-from srvkit.process.reload import Generation
+from srvkit.process.memfd import unnamed_file
 from srvkit.process.runtime_paths import Lock, PidFile
 from srvkit.process.scoreboard import Board, Counts
 from srvkit.process.signals import hold_back
-from srvkit.process.takeover import VARIABLE, Table
-from srvkit.process.worker import CANNOT_START
-from srvkit.process.worker_pool import Surroundings, WorkerPool, WorkerProcess
+from srvkit.process.supervisor.control_server import ControlSocket
+from srvkit.process.supervisor.generation import Generation
+from srvkit.process.supervisor.parts import Parts
+from srvkit.process.supervisor.socket_set import SocketSet
+from srvkit.process.supervisor.takeover import VARIABLE, Table
+from srvkit.process.supervisor.worker_pool import WorkerPool
+from srvkit.process.supervisor.worker_process import WorkerProcess
 
-log = logging.getLogger("srvkit.process")
-
-MOST_OUTPUT = 65536  # bytes
 ROOM = 16  # descriptors that a program takes to come to its loop
 
 SocketOf = Callable[[int], socket.socket]  # makes the socket of a descriptor that was handed over
@@ -46,76 +43,6 @@ SocketOf = Callable[[int], socket.socket]  # makes the socket of a descriptor th
 
 class NotReplaced(SrvkitError):
     """The new program cannot be executed."""
-
-
-class Check:
-    """A command of the new installation that says whether it would start; runs in a child.
-
-    It is started as this program was, and as it will be when it takes over, and told to do what `words`
-    say. `concluded()` is called when it has ended. Raises OSError where it cannot be started.
-    """
-
-    def __init__(
-        self, words: list[str], around: Surroundings, timeout: float, concluded: Callable[[], None]
-    ) -> None:
-        self._words = words
-        self._around = around
-        self._concluded = concluded
-        self._command = origin.command()
-        self._timer: Timer | None = None
-        self._status: int | None = None  # once it has ended
-        self._output = unnamed_file("check")
-        try:
-            self._pid = around.children.fork(self._main, self._ended)
-        except BaseException:
-            close(self._output)
-            raise
-        try:
-            self._timer = around.loop.call_later(
-                timeout, lambda: around.children.signal(self._pid, signal.SIGKILL)
-            )
-        except BaseException:
-            around.children.signal(self._pid, signal.SIGKILL)
-            raise
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended, be that known to who began it or not."""
-        return self._status is not None
-
-    def conclude(self) -> bool:
-        """Log what it has printed if it failed; return whether the new installation would start.
-
-        May be called again, where there was no memory for all of it.
-        """
-        lines: list[str] = []
-        if self._status:
-            with suppress(OSError):
-                lines = contents(self._output, MOST_OUTPUT).splitlines()
-            lines.append(f"the check {ending(self._status)}, so nothing is replaced")
-        for line in lines:
-            log.error("%s", line)
-        close_one(self._output)
-        return not self._status
-
-    def _main(self) -> int:
-        self._around.close_in_child(())
-        os.dup2(self._output, 1)
-        os.dup2(self._output, 2)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        command = self._command
-        try:
-            with origin.in_folder():
-                os.execve(command[0], command, os.environ | origin.instead(self._words))
-        except OSError as error:
-            os.write(2, f"{command[0]}: {error.strerror}\n".encode(errors="backslashreplace"))
-        return CANNOT_START
-
-    def _ended(self, status: int) -> None:
-        self._status = status
-        if self._timer is not None:
-            self._timer.cancel()
-        self._concluded()
 
 
 def execute(table: Table, descriptors: list[int], environ: dict[str, str], signals: tuple[int, ...]) -> None:
@@ -170,42 +97,62 @@ def _inheritable(descriptors: list[int]) -> Iterator[None]:
             os.set_inheritable(fd, False)
 
 
-@dataclass
-class Held:
-    """What a supervisor holds on to, and hands over."""
-
-    began: float
-    generation: Generation
-    old: list[WorkerPool]
-    children: Iterable[int]  # by their numbers, those that are no workers included
-    log: Path | None
-    lock: Lock | None
-    pid_file: PidFile | None
-    control: ControlSocket | None
-    plates: list[Path]
-
-
-def table_of(held: Held) -> tuple[Table, list[int]]:
-    """Return the table, and the descriptors it speaks of."""
+def table_of(parts: Parts) -> tuple[Table, list[int]]:
+    """Return what the new program must know, and the descriptors that this speaks of."""
     fds: list[int] = []
-    control = held.control
+    generations, places, log_file = parts.generations, parts.places, parts.shared.log.file
+    generation, control = generations.current, places.control
+    assert generation is not None
     table = {
-        "began": held.began,
-        "generation": held.generation.number,
+        "began": parts.began,
+        "generation": generation.number,
         "listeners": [
             [server, name, address, listener_entry(listener, fds)]
-            for server, name, address, listener in held.generation.sockets.entries()
+            for server, name, address, listener in generation.sockets.entries()
         ],
-        "workers": [workers_entry(one, fds) for one in held.generation.workers.values()],
-        "old": [workers_entry(one, fds) for one in held.old],
-        "children": list(held.children),
-        "log": str(held.log) if held.log is not None else None,
-        "lock": path_entry(held.lock, held.lock.fileno(), fds) if held.lock else None,
-        "pid_file": path_entry(held.pid_file, held.pid_file.fileno(), fds) if held.pid_file else None,
+        "workers": [workers_entry(one, fds) for one in generation.workers.values()],
+        "old": [workers_entry(one, fds) for one in generations.old],
+        "children": list(parts.shared.children),  # those that are no workers included
+        "log": str(log_file.path) if log_file.path is not None else None,
+        "lock": path_entry(places.lock, places.lock.fileno(), fds) if places.lock else None,
+        "pid_file": path_entry(places.pid_file, places.pid_file.fileno(), fds) if places.pid_file else None,
         "control": path_entry(control, control.descriptors()[0], fds) if control else None,
-        "plates": [str(path) for path in held.plates],
+        "plates": [str(path) for path in places.links.made] if places.links is not None else [],
     }
     return table, fds
+
+
+def adopt(parts: Parts, table: Table, config: Config, socket_of: SocketOf) -> None:
+    """Go on where the program has ended whose place this one has taken."""
+    parts.began = table["began"]
+    places = ("lock", "pid_file", "control")
+    parts.places.adopt(
+        map(Path, table.get("plates", ())),
+        **{name: path_and_descriptor(table[name]) if table[name] else None for name in places},
+    )
+    entries = [(*key, listener_of(entry, socket_of)) for *key, entry in table["listeners"]]
+    sockets = SocketSet.inherited(entries)
+
+    def adopted(entry: Table) -> WorkerPool:
+        name = entry["name"]
+        made = WorkerPool(name, config, Problems(Source()), sockets.of.get(name, []), 1, parts.shared)
+        adopt_workers(entry, made, socket_of)
+        return made
+
+    workers = {entry["name"]: adopted(entry) for entry in table["workers"]}
+    generations, children = parts.generations, parts.shared.children
+    generations.old += [adopted(entry) for entry in table["old"]]
+    for one in generations.old:
+        one.go_on_retiring([listener.number for listener in sockets])
+    for name, one in workers.items():
+        if name in config.server:  # until there are new ones, and for good where none come to be
+            one.start_respawning(len(one.listening()))
+    generations.current = Generation(table["generation"], config, sockets, workers=workers)
+    for pid in table.get("children", ()):  # a check, say, that goes on or was just killed
+        if pid not in children:
+            children.adopt(pid, lambda _: None)
+    parts.health.look_in(config.srvkit.heartbeat_timeout)
+    children.reap()  # those that ended meanwhile
 
 
 # ---- sockets

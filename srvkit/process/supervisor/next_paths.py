@@ -10,8 +10,8 @@ from pathlib import Path
 
 from srvkit.config.model import Config
 from srvkit.net.socketfile import identity
-from srvkit.process.control_server import ControlSocket, listen
 from srvkit.process.runtime_paths import Lock, PidFile, control_path, remove_if
+from srvkit.process.supervisor.control_server import ControlSocket, listen
 
 
 class NextPaths:

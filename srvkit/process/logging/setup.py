@@ -18,9 +18,9 @@ from time import monotonic
 from srvkit.config.model import Config, LoggingSettings
 from srvkit.errors import SrvkitError
 from srvkit.plugins import connection_log
-from srvkit.process import log_guard as loggers
-from srvkit.process.log_file import LogFile
-from srvkit.process.log_format import json_layout, shortened, text_layout
+from srvkit.process.logging import guard as loggers
+from srvkit.process.logging.file import LogFile
+from srvkit.process.logging.format import json_layout, shortened, text_layout
 
 BURST = 20  # records of a kind that may come at once
 RATE = 10.0  # records of a kind in a second, from then on

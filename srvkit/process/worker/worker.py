@@ -20,8 +20,8 @@ from srvkit.net.address import display
 from srvkit.net.event_loop import EventLoop, Timer
 from srvkit.plugins.manager import Plugins
 from srvkit.plugins.process_state import Interpreter
-from srvkit.process.lifespan import serve_until_stopped
 from srvkit.process.signals import Signals, SignalsOfChildren
+from srvkit.process.worker.lifespan import serve_until_stopped
 from srvkit.server.stream import TCPServer
 
 log = logging.getLogger("srvkit.process")
@@ -100,7 +100,9 @@ class Worker:
                 self._complain("srvkit_worker_start of a plugin", error, started=False)
                 self._give_up(loop)
                 return self.status
-            if any(not server.fork_beside_threads for server in self.servers):
+            if not self._await_turn():
+                self._give_up(loop)
+            elif any(not server.fork_beside_threads for server in self.servers):
                 (server,) = self.servers
                 server.child_signals = SignalsOfChildren(self._ignored)
                 server.use_loop(loop)
@@ -185,6 +187,10 @@ class Worker:
     def worsen(self, status: int) -> None:
         """Let the exit status be at least this bad."""
         self.status = max(self.status, status)
+
+    def _await_turn(self) -> bool:
+        """Return whether to serve, once that is known."""
+        return True
 
     def _signalled(self, numbers: list[int]) -> None:
         for number in numbers:

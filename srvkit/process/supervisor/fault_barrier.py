@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 
@@ -69,12 +69,14 @@ def mark_failure() -> None:
 class GuardedLoop(EventLoop):
     """A loop that goes on whatever its callbacks raise.
 
-    A timer whose callback raised is due again a moment later, unless it was cancelled: such callbacks do no
-    harm when they are called twice. What raises in each turn eats neither a processor nor the log.
+    `after_turn` is called after each turn, for what is due by then; where anything has raised, in a moment
+    again. A timer whose callback raised is due again a moment later, unless it was cancelled: such callbacks
+    do no harm when they are called twice. What raises in each turn eats neither a processor nor the log.
     """
 
     def __init__(self) -> None:
         self._in_a_row = 0  # turns in which something raised
+        self.after_turn: Callable[[], None] | None = None
         self.recover: Callable[[], None] | None = None  # called after such a turn: for what that has lost
         super().__init__()
 
@@ -102,7 +104,9 @@ class GuardedLoop(EventLoop):
 
     def _take_a_turn(self, timeout: float | None) -> None:
         global _failed
-        self._call(partial(super().wait, timeout))
+        self._call(partial(super().wait, 0.0 if self._in_a_row else timeout))
+        if self.after_turn is not None:
+            attempt("what is due now", self.after_turn)
         if not _failed:
             self._in_a_row = 0
         else:
@@ -111,6 +115,10 @@ class GuardedLoop(EventLoop):
             self._in_a_row += 1
             if self.recover is not None:
                 attempt("recovering", self.recover)
+
+    def close_in_child(self, keep: Collection[object] = ()) -> None:
+        """Let go of epoll, in a child: what is closed there must not be taken out of the parent's."""
+        self.close()
 
     def _call(self, callback: Callable[[], object]) -> bool:
         return attempt("srvkit goes on after an exception of its own", callback)

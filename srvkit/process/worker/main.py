@@ -8,44 +8,36 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
-import importlib
 import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from time import monotonic, sleep
 from typing import Any
 
 from srvkit.concurrency import monkey_patching as monkey
-from srvkit.config.assemble import Assembled, assemble
-from srvkit.config.certificates import load_certificates, read_files, terms_of
+from srvkit.config.assemble import assemble
+from srvkit.config.certificates import load_certificates
 from srvkit.config.compose import Plan
-from srvkit.config.handler_shape import keeps_one_process
-from srvkit.config.makings import Makings, makings_of, own_modules, summary
+from srvkit.config.makings import makings_of, own_modules, summary
 from srvkit.config.model import Config, Problems
-from srvkit.errors import ListenError, SrvkitError
 from srvkit.net.address import display
 from srvkit.net.closing import close_one
-from srvkit.net.credentials import Files
 from srvkit.net.event_loop import wait_for
 from srvkit.net.listener import Listener
-from srvkit.net.tls_context import ServerTls
 from srvkit.plugins.manager import Plugins
 from srvkit.process import descriptor_limit as descriptors
 from srvkit.process import privileges
 from srvkit.process.channel import Channel, Message, end_at_news
-from srvkit.process.credential_store import keep
-from srvkit.process.log_file import LogFile
+from srvkit.process.child import refuse_threads
+from srvkit.process.logging.file import LogFile
 from srvkit.process.scoreboard import Board, ChildRows
-from srvkit.process.signals import IGNORED_SIGNALS, disregard
-from srvkit.process.single import refuse_threads
-from srvkit.process.socket_set import NO_NAMES, look_up_names
-from srvkit.process.worker import CANNOT_START, Worker
+from srvkit.process.signals import IGNORED_SIGNALS
+from srvkit.process.worker.reporting import ReportingWorker, begin_afresh, keep_from_forks, run_and_report
 from srvkit.server import lingering
 from srvkit.server.blocking_handler import kind_of
 from srvkit.server.stats import ForkedStatsMixIn, StatsMixIn
@@ -58,7 +50,6 @@ BEATS = 3  # in one heartbeat_timeout
 SPARE_DESCRIPTORS = 64  # beside connections: listeners, files of handlers
 KILL_TIME = 1.0  # seconds for a handler to notice that an operator has cut its connection
 EXIT_TIME = 1.0  # seconds for functions of atexit, once everything is served
-LAST_MOMENT = 0.4  # seconds for handlers to notice, when there is no supervisor any more
 STOP_TIME = 0.5  # seconds for other threads to hold still while their stacks are written
 
 # Asks a worker for the stacks of all its threads, and to end. On a build without the interpreter's lock a
@@ -83,141 +74,38 @@ class WorkerSpec:
     files: Mapping[str, bytes]  # certificates and keys, by path, as they were when they were found good
     has_peers: bool  # whether there are other workers of this server
     tells_files: bool  # whether the supervisor wants to know what a developer may edit
-
-
-def try_out(config: Config, problems: Problems, known: Mapping[str, str], channel: Channel) -> int:
-    """Do with a configuration all that may take its time, and say what is wrong with it.
-
-    That is what a worker does before it serves, and to look up the names that new sockets need and that are
-    not `known` (see `look_up_names`). Each step
-    is said before it is taken: who waits for one that does not end can name it.
-    """
-    _begin_afresh()
-    channel.die_with_the_other_side()
-
-    def doing(what: str) -> None:
-        channel.send_blocking({"doing": what})
-
-    names, refused = NO_NAMES, None
-    if not problems:  # else there is nothing to listen on
-        try:
-            names = look_up_names(config, known, lambda what: doing(f"looking up {what}"))
-        except ListenError as error:
-            refused = error
-        except ValueError:  # no address at all, which is said where everything else is
-            pass
-    channel.send_blocking({"names": names})
-    if config.srvkit.user or config.srvkit.group:
-        doing(f"looking up the user {config.srvkit.user or config.srvkit.group}")
-    files = read_files(config, problems)
-    answer = _trial(config, problems, files, lambda: doing("importing the plugins"))
-    if refused is not None and not answer["errors"]:
-        answer = _refusal(str(refused).splitlines(), refused.exit_status)
-    descriptors = []
-    if files and not answer["errors"]:
-        try:
-            fd, answer["certificates"] = keep(files)
-            descriptors.append(fd)
-        except OSError as error:
-            answer = _refusal([f"the certificates cannot be kept: {error.strerror or error}"])
-    channel.send_blocking(answer, descriptors)
-    return 0
-
-
-def _refusal(errors: list[str], status: int = CANNOT_START) -> Message:
-    return {"errors": errors, "status": status}
-
-
-def _trial(
-    config: Config, problems: Problems, files: Mapping[str, Files], importing: Callable[[], None]
-) -> Message:
-    settings = config.srvkit
-    refused = privileges.check(settings.user, settings.group)
-    for key, message in refused:
-        problems.add(("srvkit", key), message)
-    certificates = load_certificates(config, problems, files)
-    try:
-        if not refused:
-            privileges.drop(settings.user, settings.group)
-        elif os.geteuid() == 0:  # and plugins must not be imported by root that were meant for another
-            problems.raise_if_any()
-        importing()
-        noted = time.time()
-        assembled = _assembled(config, problems, certificates)
-        notes = assembled.notes()
-    except SrvkitError as error:
-        return _refusal(str(error).splitlines(), error.exit_status)
-    except BaseException as error:
-        log.exception("a plugin broke")
-        return _refusal([f"a plugin broke: {type(error).__name__}: {error}"])
-    return {
-        "errors": [],
-        "notes": notes,
-        "noted": noted,
-        "terms": [asdict(term) for term in terms_of(certificates)],
-        "one_process": [plan.name for plan in assembled.plans if keeps_one_process(plan.handler)],
-        "makings": _makings(config, assembled.plugins, assembled.plans, files),
-    }
-
-
-def _makings(
-    config: Config, plugins: Plugins, plans: Sequence[Plan], files: Mapping[str, Files]
-) -> dict[str, Makings]:
-    """Return what the servers are made of; nothing where that cannot be told: then none is kept."""
-    try:
-        return makings_of(config, plugins, plans, files)
-    except Exception:
-        log.exception("what the servers are made of cannot be told, so a reload replaces all of them")
-        return {}
-
-
-def _assembled(config: Config, problems: Problems, certificates: Mapping[str, ServerTls]) -> Assembled:
-    assembled = assemble(config, problems, certificates)
-    if any(not plan.server_class.fork_beside_threads for plan in assembled.plans):
-        refuse_threads()  # of the plugins; a model that is tried below may leave one for a moment
-    assembled.try_models(problems)
-    return assembled
+    waits: bool  # whether it begins to serve only when it is told that others have ended
 
 
 def serve(post: WorkerSpec) -> int:
-    """Be a worker until told to stop; returns the exit status. In a process just forked for this."""
-    channel = post.channel
-    _begin_afresh()
+    """Be a worker until told to stop; returns the exit status. In a process that was begun for this."""
+    begin_afresh()
     post.log_file.tell_forks()
     faulthandler.enable(post.stacks)
     _hold_on_to(post.lifeline)
-    os.register_at_fork(after_in_child=_LettingGo(channel, post.lifeline, post.listeners))
+    keep_from_forks(post.channel, post.listeners, post.lifeline)
     for listener in post.listeners:
         listener.keep_in_child()
-    settings = post.config.srvkit
-    try:
-        raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
-        # Plugins will run here: of the keys of other servers they need not know.
-        files, post.files = {post.server: post.files}, {}
-        certificates = load_certificates(post.config, post.problems, files, [post.server])
-        privileges.drop(settings.user, settings.group)
-        assembled = assemble(post.config, post.problems, certificates, post.server)
-        (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
-        if not plan.server_class.fork_beside_threads:
-            refuse_threads()
-        made_of = _makings(post.config, assembled.plugins, [plan], files).get(post.server, {})
-        del files
-        worker = SupervisedWorker(plan, assembled.plugins, post, summary(made_of))
-        status = worker.run()
-    except SrvkitError as error:
-        channel.send_blocking({"event": "failed", "errors": str(error).splitlines()})
-        return error.exit_status
-    except OSError as error:
-        channel.send_blocking(
-            {"event": "failed", "errors": [f"{post.server}: cannot run: {error.strerror or error}"]}
-        )
-        return CANNOT_START
-    if worker.failure:
-        channel.send_blocking({"event": "failed", "errors": [f"{post.server}: {worker.failure}"]})
+    status = run_and_report(post.server, post.channel, partial(_worker_of, post))
     monkey.start_thread(partial(_end_in_any_case, status), "the end")
     atexit._run_exitfuncs()
     logging.shutdown()
     return status
+
+
+def _worker_of(post: WorkerSpec) -> SupervisedWorker:
+    settings = post.config.srvkit
+    raise_descriptor_limit(post.config.server[post.server].limits.max_connections)
+    # Plugins will run here: of the keys of other servers they need not know.
+    files, post.files = {post.server: post.files}, {}
+    certificates = load_certificates(post.config, post.problems, files, [post.server])
+    privileges.drop(settings.user, settings.group)
+    assembled = assemble(post.config, post.problems, certificates, post.server)
+    (plan,) = (plan for plan in assembled.plans if plan.name == post.server)
+    if not plan.server_class.fork_beside_threads:
+        refuse_threads()
+    made_of = makings_of(post.config, assembled.plugins, [plan], files).get(post.server, {})
+    return SupervisedWorker(plan, assembled.plugins, post, summary(made_of))
 
 
 def _end_in_any_case(status: int) -> None:
@@ -237,46 +125,7 @@ def _hold_on_to(lifeline: int) -> None:
         os._exit(1)
 
 
-class _LettingGo:
-    """Closes, in a child of a worker, what is for the worker alone: only it speaks for itself, or accepts.
-
-    Not once more in a child of that child, where the number may be of a file of somebody else.
-    """
-
-    def __init__(self, channel: Channel, lifeline: int, listeners: Sequence[Listener]) -> None:
-        self._channel: Channel | None = channel
-        self._lifeline = lifeline
-        self._listeners = listeners
-
-    def __call__(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close_in_child()
-            close_one(self._lifeline)
-            for listener in self._listeners:
-                if listener.is_stream:  # datagrams are answered through theirs
-                    listener.close_in_child()
-
-
-def _begin_afresh() -> None:
-    """Undo what a fork leaves of the supervisor: its session, and what the import system remembers.
-
-    In a session of its own it is no job of the terminal that srvkit was started on. As one in the
-    background, it could not read there, and under `stty tostop` each write would be interrupted for ever.
-
-    Compiled files are told from stale ones by size and whole seconds, so none is written here: a plugin
-    may be edited twice in one second.
-    """
-    os.setsid()
-    sys.dont_write_bytecode = True
-    importlib.invalidate_caches()
-    for number in (*STOP_SIGNALS, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    disregard(*IGNORED_SIGNALS)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-class SupervisedWorker(Worker):
+class SupervisedWorker(ReportingWorker):
     """A worker that answers to a supervisor."""
 
     def __init__(self, plan: Plan, plugins: Plugins, post: WorkerSpec, makings: str) -> None:
@@ -288,22 +137,20 @@ class SupervisedWorker(Worker):
         self._blocks = kind_of(plan.handler) == "blocking"
         self._seen: dict[int, float] = {}  # when the connections being handled had moved, at the last look
         self._asked_to_retire = False
-        self._is_heard = False  # whether the supervisor knows that it is ready
-        self._channel = post.channel
         self._board = post.board
         self._log_file = post.log_file
         self._stacks = post.stacks
         self._tells_files = post.tells_files
         self._makings = makings
+        self._waits = post.waits
         server: Any = _with_accounts(
             plan, post.board, self._interval, limits.max_requests, post.has_peers
         ).build(post.listeners)
         signals = STOP_SIGNALS if ASK_FOR_STACKS is None else (*STOP_SIGNALS, ASK_FOR_STACKS)
-        super().__init__([server], plugins, settings.drain_timeout, signals, IGNORED_SIGNALS)
+        super().__init__(post.channel, [server], plugins, settings.drain_timeout, signals, IGNORED_SIGNALS)
         self._server = server
         self._server.on_max_requests = self._has_enough
         self._server.on_beat = self._interpreter.put_back
-        self.on_ready = self._tell_ready
         if self._runs_in_loop:
             self._loop.call_later(self._interval, self._beat_for_handler)
         if self._max_rss:
@@ -314,12 +161,19 @@ class SupervisedWorker(Worker):
 
     # ---- what it tells
 
-    def _tell_ready(self) -> None:
-        """Say so before the first client can do harm; in the server's thread."""
+    def _particulars(self) -> Message:
         files = sorted(set(map(os.path.realpath, own_modules().values()))) if self._tells_files else []
-        self._channel.send_blocking({"event": "ready", "files": files, "makings": self._makings})
-        self._is_heard = True
-        self._loop.call_soon(lambda: self._channel.attach(self._loop, self._heard, self._orphaned))
+        return {"files": files, "makings": self._makings}
+
+    def _await_turn(self) -> bool:
+        """Say that it is ready, and wait until the one before it has ended: there are never two of them."""
+        if self._waits:
+            self.on_ready = bool  # the supervisor knows by then
+            self._tell_ready()
+        while self._waits and not self._stopping:
+            self._board.beat()
+            self._loop.wait(self._interval)
+        return not self._stopping
 
     def _tell_closed(self) -> None:
         """Say that others have the addresses which are shared; the loop of the server has seen to it."""
@@ -373,7 +227,7 @@ class SupervisedWorker(Worker):
         faulthandler.dump_traceback(self._stacks)
         os.kill(self.pid, signal.SIGABRT)
 
-    def _heard(self, message: Message, descriptors: list[int]) -> None:
+    def _heard(self, message: Message, descriptors: Sequence[int]) -> None:
         do = message["do"]
         if do == "retire":
             self._server.shared = frozenset(message["shared"])
@@ -382,10 +236,8 @@ class SupervisedWorker(Worker):
                 self._tell_closed()
             else:
                 self._server.on_stopped_listening(lambda: self._loop.call_soon(self._tell_closed))
-        elif do == "stop":
-            self.stop(message["timeout"])
-        elif do == "cut":
-            self.cut()
+        elif do == "begin":
+            self._waits = False
         elif do == "log":
             if descriptors:
                 self._log_file.replace(descriptors[0])
@@ -399,11 +251,12 @@ class SupervisedWorker(Worker):
             self._channel.send(
                 {"event": "answer", "ask": message["ask"], "killed": self._kill(message["number"])}
             )
+        else:
+            super()._heard(message, descriptors)
 
     def _orphaned(self) -> None:
         log.warning("%s: the supervisor is gone; stopping this worker", self._server.name)
-        self.after_the_cut = LAST_MOMENT
-        self.cut()
+        super()._orphaned()
 
     def _connections(self) -> list[Message]:
         now = monotonic()

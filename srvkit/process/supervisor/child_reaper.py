@@ -1,4 +1,4 @@
-"""Forked children of the supervisor: begin one, and hear of the end of each.
+"""The supervisor's children: begin one, and hear of the end of each.
 
 Every child that is known is waited for by its number, and nobody else's: as the first process of a
 container (or of a namespace), where strangers become children, those are reaped as well.
@@ -9,24 +9,28 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Protocol
 
-from srvkit.fork import fork
-from srvkit.process.fault_barrier import complain, mark_failure
+from srvkit.process.child import begin
+from srvkit.process.supervisor.fault_barrier import complain, mark_failure
 
 log = logging.getLogger("srvkit.process")
 
-CANNOT_BOOT = 78  # the status of a child that broke before it could say why
-_ALL = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
+class Belonging(Protocol):
+    """Something that the supervisor has open, and no child of it needs."""
+
+    def close_in_child(self, keep: Collection[object] = ()) -> None:
+        """Close its descriptors, in a child, but those of what is in `keep`."""
 
 
 class ChildReaper:
-    """The children that were forked here, by their numbers."""
+    """The children that were forked here, by their numbers; `belongings` are closed in each of them."""
 
     def __init__(self) -> None:
+        self.belongings: Sequence[Belonging] = ()
         self._ends: dict[int, Callable[[int], None]] = {}
         self._has_lost = False  # whether there may be a child that it does not know
 
@@ -39,26 +43,23 @@ class ChildReaper:
     def __contains__(self, pid: int) -> bool:
         return pid in self._ends
 
-    def fork(self, main: Callable[[], int], ended: Callable[[int], None]) -> int:
-        """Run `main()` in a child, which ends with what that returns; return the child's number.
+    def fork(
+        self, main: Callable[[], int], ended: Callable[[int], None], keep: Collection[object] = ()
+    ) -> int:
+        """Run `main()` in a child as `child.begin` does; return the child's number.
 
-        `ended(status)` is called from `reap`, with the exit status, or the negative number of the signal.
-        All signals are held back when `main` begins. Raises OSError, which says
-        so, where the system cannot fork.
+        What is in `keep` stays open there. `ended(status)` is called from `reap`, with the exit status, or
+        the negative number of the signal. Raises OSError where the system cannot fork.
         """
-        for file in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # what cannot be written, the child cannot write either
-                file.flush()
-        try:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
-        except MemoryError:  # for what it returns: they are held back
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
-            raise
+
+        def run() -> int:
+            for one in self.belongings:
+                one.close_in_child(keep)
+            return main()
+
         pid = 0
         try:
-            pid = _fork()
-            if pid == 0:
-                _be_the_child(main)
+            pid = begin(run)
             self._ends[pid] = ended
         except BaseException:
             if pid:  # nobody would know of it
@@ -67,9 +68,6 @@ class ChildReaper:
                 os.waitpid(pid, 0)
                 self._has_lost = False
             raise
-        finally:
-            with suppress(MemoryError):  # as above: they are let through
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> None:
@@ -106,42 +104,3 @@ class ChildReaper:
                     return  # just ended; SIGCHLD comes for it
                 os.waitpid(found.si_pid, 0)
                 log.debug("process %d, which we adopted, has ended", found.si_pid)
-
-
-def _fork() -> int:
-    try:
-        return fork()
-    except OSError as error:
-        raise OSError(error.errno, f"cannot fork a process: {error.strerror}") from error
-
-
-def _be_the_child(main: Callable[[], int]) -> NoReturn:
-    status = CANNOT_BOOT
-    try:
-        status = main()
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1
-        status = status if 0 <= status <= 255 else 255  # or this would raise here, in a second supervisor
-    except BaseException:
-        log.exception("process %d broke", os.getpid())
-    finally:
-        with suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-
-
-def end_group(leader: int) -> None:
-    """Kill what a process has forked that had a session of its own and has just ended."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def ending(status: int) -> str:
-    """Say how a process ended."""
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:  # a real-time signal
-        return f"was killed by signal {-status}"

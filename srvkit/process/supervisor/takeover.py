@@ -17,9 +17,9 @@ from typing import Any
 
 from srvkit.net.closing import close
 from srvkit.process import command_line as origin
-from srvkit.process.fault_barrier import in_words
 from srvkit.process.memfd import contents
 from srvkit.process.signals import hold_back
+from srvkit.process.supervisor.fault_barrier import in_words
 
 log = logging.getLogger("srvkit.process")
 

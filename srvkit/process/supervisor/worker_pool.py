@@ -1,7 +1,6 @@
 """The workers of one server, as their supervisor sees them: start, watch, replace, retire.
 
-What a worker does is `supervised`'s business; what a configuration wants, and when it changes, is the
-supervisor's.
+What a worker does is its own business; what a configuration wants, and when it changes, is a reload's.
 """
 
 from __future__ import annotations
@@ -12,108 +11,32 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from math import inf
 from time import monotonic
-from typing import Literal
 
 from srvkit.config.model import Config, Problems
 from srvkit.net.closing import close, close_one
-from srvkit.net.event_loop import EventLoop, Timer
+from srvkit.net.event_loop import Timer
 from srvkit.net.listener import Listener
-from srvkit.process import log_setup as logs
 from srvkit.process.channel import Channel, Message, open_channel
-from srvkit.process.child_reaper import ChildReaper, end_group, ending
+from srvkit.process.child import end_group, ending
 from srvkit.process.credential_store import CredentialStore
-from srvkit.process.fault_barrier import attempt, complain
-from srvkit.process.log_file import LogFile
-from srvkit.process.memfd import contents, unnamed_file
+from srvkit.process.logging import setup
+from srvkit.process.memfd import unnamed_file
 from srvkit.process.scoreboard import Board, Counts
-from srvkit.process.worker_main import ASK_FOR_STACKS, WorkerSpec, serve
+from srvkit.process.supervisor.fault_barrier import attempt, complain
+from srvkit.process.supervisor.shared import Shared
+from srvkit.process.supervisor.worker_process import WorkerProcess
+from srvkit.process.worker.main import ASK_FOR_STACKS, WorkerSpec, serve
 
 log = logging.getLogger("srvkit.process")
-
-State = Literal["starting", "ready", "retiring", "hung", "gone"]
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds until one that never got ready is tried again, doubling
 MOST_STARTS = 10  # in a second, of workers that replace one that had been ready
 LAST_WORDS = 1.0  # seconds for an aborted worker to write its stacks
-MOST_STACKS = 65536  # bytes
 CUT_TIME = 1.5  # seconds for a worker to end that was told to cut everything
-
-
-@dataclass
-class Surroundings:
-    """What the supervisor and all workers have in common."""
-
-    loop: EventLoop
-    children: ChildReaper
-    log_file: LogFile
-    close_in_child: Callable[[Sequence[Listener]], None]  # close, in a child, what is not for it
-    found_good: Callable[[Config], None]  # hears of what passed the trial, before anything is made of it
-    changed: Callable[[], None]  # hears when a worker got ready, or has ended
-    answered: Callable[[WorkerProcess, Message], None]
-    tells_files: bool = False  # whether workers say which files a developer may edit
-    log_turn: int = 0  # how often the log was opened anew
-
-
-class WorkerProcess:
-    """One worker: its number, its channel, its board."""
-
-    def __init__(
-        self,
-        pid: int,
-        channel: Channel,
-        lifeline: int,
-        board: Board,
-        stacks: int,
-        since: float,
-        replaces: WorkerProcess | None,
-    ) -> None:
-        self.pid = pid
-        self.channel = channel
-        self.lifeline = lifeline  # its end of a pipe, which the kernel closes with this process
-        self.board = board
-        self.stacks = stacks
-        self.since = since  # on the wall clock
-        self.replaces = replaces
-        self.state: State = "starting"
-        self.order: Message | None = None  # to end, once it was given
-        self.patience = 0.0  # seconds that it has for that
-        self.is_told = False  # whether it was told in full
-        self.errors: list[str] = []
-        self.files: list[str] = []
-        self.makings = ""  # a digest of what it is made of, once it has said so
-        self.log_turn = 0  # the log that it was given
-        self.is_urgent = False  # whether it is to be replaced as soon as it has finished what it is doing
-        self.ready_since = 0.0  # on the monotonic clock
-        self.timer: Timer | None = None
-        self.overdue = inf  # when it should have ended, on the monotonic clock
-        self.status = 0  # once it is gone: its exit status, or the negative number of the signal
-        self.is_counted = False  # whether what it had counted was taken over
-
-    @property
-    def is_listening(self) -> bool:
-        """Whether it hears what is said on its channel; before, anything would end it."""
-        return self.state in ("ready", "retiring")
-
-    def close(self) -> None:
-        """Release what belongs to it here. May be called again, where there was no memory to do it all."""
-        self.channel.close()
-        self.board.close()
-        if self.lifeline >= 0:
-            close_one(self.lifeline)
-            self.lifeline = -1
-        if self.stacks >= 0:
-            close_one(self.stacks)
-            self.stacks = -1
-
-    def written_stacks(self) -> str:
-        """Return what its interpreter wrote when it was aborted or crashed."""
-        return contents(self.stacks, MOST_STACKS).strip()
 
 
 class WorkerPool:
@@ -130,7 +53,7 @@ class WorkerPool:
         problems: Problems,
         listeners: list[Listener],
         wanted: int,
-        around: Surroundings,
+        shared: Shared,
         kept: CredentialStore | None = None,
         one_process: bool = False,
         generation: int = 0,
@@ -146,6 +69,7 @@ class WorkerPool:
         self.still_listening: set[int] = set()  # workers told to retire that may still accept, by pid
         self.wanted = wanted
         self.one_process = one_process
+        self.succeeds = False  # whether there are workers of this server that are to end first
         self.generation = generation
         self.restarts = 0
         self.lost = 0  # requests that were open in workers that died
@@ -156,7 +80,7 @@ class WorkerPool:
         self.workers: dict[int, WorkerProcess] = {}
         self._config = config
         self._problems = problems
-        self._around = around
+        self._shared = shared
         self._kept = kept
         self.on_trial = True
         self.order: Message | None = None  # to all of them, to end
@@ -203,11 +127,11 @@ class WorkerPool:
 
     def adopt(self, worker: WorkerProcess) -> None:
         """Look after a worker that a predecessor of this program has started; see `start_respawning`."""
-        around = self._around
         self._ending, self.on_trial = True, False
         self.workers[worker.pid] = worker
         worker.ready_since = monotonic()
-        around.children.adopt(worker.pid, lambda status: self._ended(worker, status))
+        worker.waits = self.one_process  # it may; and whoever does not, takes no notice
+        self._shared.children.adopt(worker.pid, lambda status: self._ended(worker, status))
         self._attach(worker)
         if worker.state == "retiring":
             worker.order, worker.is_told = {}, True
@@ -254,7 +178,7 @@ class WorkerPool:
         """Return what a worker is told that is replaced; `at_once` it finishes what it has and no more."""
         settings = self._config.srvkit
         # With `run --reload` somebody waits to see the new code; a single process is not to be two for long.
-        at_once = at_once or self.one_process or self._around.tells_files
+        at_once = at_once or self.one_process or self._shared.tells_files
         return {
             "do": "retire",
             "seconds": 0.0 if at_once else settings.retire_timeout,
@@ -282,11 +206,33 @@ class WorkerPool:
                 partial(self._tell_to_end, worker, message, timeout),
             )
 
-    def close_in_child(self) -> None:
+    @property
+    def is_retiring(self) -> bool:
+        """Whether they serve what they have to its end, and were not told to make haste."""
+        return self.order is not None and self.order["do"] == "retire"
+
+    @property
+    def waiting(self) -> list[WorkerProcess]:
+        """The workers that wait for others to end, of which none is left here."""
+        return [
+            worker
+            for worker in self.workers.values()
+            if worker.waits and worker.state == "ready" and len(self.workers) == 1
+        ]
+
+    def let_begin(self) -> None:
+        """Have those serve that have waited."""
+        self.succeeds = False
+        for worker in self.waiting:
+            worker.channel.send({"do": "begin"})
+            worker.waits = False
+
+    def close_in_child(self, keep: Collection[object] = ()) -> None:
         """Close, in a child, what the supervisor has of them."""
         for worker in self.workers.values():
             worker.close()
-        self._forget_certificates()
+        if not any(self._kept is one for one in keep):
+            self._forget_certificates()
 
     def _forget_certificates(self) -> None:
         if self._kept is not None:
@@ -299,7 +245,7 @@ class WorkerPool:
         worker.order, worker.patience, worker.is_told = message, timeout, False
         self._kill_after(worker, timeout + CUT_TIME)  # first: it ends, whatever it can be told
         if worker.state == "starting":
-            self._around.children.signal(worker.pid, signal.SIGTERM)
+            self._shared.children.signal(worker.pid, signal.SIGTERM)
         elif worker.state != "hung":
             worker.state = "retiring"
             if not worker.channel.send(message):  # a process that nobody can tell to end has no hour for it
@@ -356,7 +302,7 @@ class WorkerPool:
         return self.wanted + bool(self._to_retire) - coming
 
     def _start_one(self) -> None:
-        around, config = self._around, self._config
+        shared = self._shared
         replaces = self._to_retire[0] if self._to_retire else None
         with ExitStack() as handed, ExitStack() as kept:
             ours, theirs = open_channel()
@@ -372,12 +318,14 @@ class WorkerPool:
             kept.callback(board.close)
             (lifeline,), (other_end, stacks) = handed_fd, kept_fds
             worker = WorkerProcess(0, ours, other_end, board, stacks, time.time(), replaces)
-            worker.log_turn = around.log_turn
+            worker.log_turn = shared.log.turn
+            worker.waits = self.one_process and (self.succeeds or replaces is not None)
             kept.pop_all()  # the worker closes them from now on
             try:
-                worker.pid = around.children.fork(
+                worker.pid = shared.children.fork(
                     partial(self._be_a_worker, worker, theirs, lifeline),
                     lambda status: self._ended(worker, status),
+                    (*self.listeners, self._kept),
                 )
             except BaseException:
                 worker.close()
@@ -386,7 +334,8 @@ class WorkerPool:
             self.workers[worker.pid] = worker
             self._starts.append(monotonic())
             self._attach(worker)
-            worker.timer = around.loop.call_later(config.srvkit.ready_timeout, lambda: self._too_late(worker))
+            timeout = self._config.srvkit.ready_timeout
+            worker.timer = shared.loop.call_later(timeout, lambda: self._too_late(worker))
         except BaseException:
             try:  # as it is: `children.signal` takes memory
                 os.kill(worker.pid, signal.SIGKILL)
@@ -397,12 +346,12 @@ class WorkerPool:
 
     def _be_a_worker(self, worker: WorkerProcess, channel: Channel, lifeline: int) -> int:
         """Serve, in the process that was forked for it; return the exit status."""
-        around, config = self._around, self._config
+        config, log_file = self._config, self._shared.log.file
         files = self._kept.read() if self._kept is not None else {}
-        around.close_in_child(self.listeners)
+        self._forget_certificates()
         worker.channel.close_in_child()
         close(worker.lifeline)
-        logs.set_up(config.logging, around.log_file, server=self.name)
+        setup.set_up(config.logging, log_file, server=self.name)
         return serve(
             WorkerSpec(
                 self.name,
@@ -413,10 +362,11 @@ class WorkerPool:
                 lifeline,
                 worker.board,
                 worker.stacks,
-                around.log_file,
+                log_file,
                 files,
                 self.wanted > 1,
-                around.tells_files,
+                self._shared.tells_files,
+                worker.waits,
             )
         )
 
@@ -424,7 +374,7 @@ class WorkerPool:
         def heard(message: Message, _: list[int]) -> None:
             attempt(f"{self.name}: a message of worker {worker.pid}", partial(self._heard, worker, message))
 
-        worker.channel.attach(self._around.loop, heard, lambda: None, descriptors=False)
+        worker.channel.attach(self._shared.loop, heard, lambda: None, descriptors=False)
 
     def _too_late(self, worker: WorkerProcess) -> None:
         if worker.state == "starting":
@@ -433,7 +383,7 @@ class WorkerPool:
 
     def _start_later(self, delay: float) -> None:
         if self._waiting is None and not self._ending:
-            self._waiting = self._around.loop.call_later(delay, self.start)
+            self._waiting = self._shared.loop.call_later(delay, self.start)
 
     def _next_delay(self) -> float:
         """Return how long to wait before the next try after one that failed."""
@@ -458,9 +408,8 @@ class WorkerPool:
                 self.start()
         elif event == "closed":
             self.still_listening.discard(worker.pid)
-            self._around.changed()
         elif event == "answer":
-            self._around.answered(worker, message)
+            worker.answers.append(message)
 
     def _ready(self, worker: WorkerProcess, files: list[str]) -> None:
         if worker.state != "starting":
@@ -472,15 +421,14 @@ class WorkerPool:
             worker.state = "retiring"
             return
         worker.state, worker.ready_since = "ready", monotonic()
-        if worker.log_turn != self._around.log_turn:  # it was changed meanwhile
-            worker.channel.send({"do": "log"}, [self._around.log_file.fileno()])
+        if worker.log_turn != self._shared.log.turn:  # it was changed meanwhile
+            worker.channel.send({"do": "log"}, [self._shared.log.file.fileno()])
         worker.files = files
         self._failures = 0
         log.debug("%s: worker %d is ready", self.name, worker.pid)
         if worker.replaces is not None:
             self._retire(worker.replaces)
             worker.replaces = None
-        self._around.changed()
 
     def _retire(self, worker: WorkerProcess) -> None:
         """Let others take over from one worker."""
@@ -512,11 +460,11 @@ class WorkerPool:
             self._abort_now(worker)
         else:
             self._later(worker, LAST_WORDS, self._abort_now)
-            self._around.children.signal(worker.pid, ASK_FOR_STACKS)
+            self._shared.children.signal(worker.pid, ASK_FOR_STACKS)
 
     def _abort_now(self, worker: WorkerProcess) -> None:
         self._kill_after(worker, LAST_WORDS)
-        self._around.children.signal(worker.pid, signal.SIGABRT)
+        self._shared.children.signal(worker.pid, signal.SIGABRT)
 
     def _kill_after(self, worker: WorkerProcess, seconds: float) -> None:
         worker.overdue = monotonic() + seconds
@@ -525,10 +473,10 @@ class WorkerPool:
     def _later(self, worker: WorkerProcess, seconds: float, call: Callable[[WorkerProcess], None]) -> None:
         if worker.timer is not None:
             worker.timer.cancel()
-        worker.timer = self._around.loop.call_later(seconds, partial(call, worker))
+        worker.timer = self._shared.loop.call_later(seconds, partial(call, worker))
 
     def _kill(self, worker: WorkerProcess) -> None:
-        self._around.children.signal(worker.pid, signal.SIGKILL)
+        self._shared.children.signal(worker.pid, signal.SIGKILL)
 
     def _ended(self, worker: WorkerProcess, status: int) -> None:
         try:  # while it is still one of those whose word counts
@@ -559,7 +507,6 @@ class WorkerPool:
             self._start_later(self._delay(was_ready))
             self.restarts += 1
         self.workers.pop(worker.pid, None)
-        self._around.changed()
 
     def _take_stock(self, worker: WorkerProcess) -> None:
         if worker.status < 0:

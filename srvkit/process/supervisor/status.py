@@ -5,16 +5,17 @@ Numbers come from the boards at once; which connections there are, only the work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from time import monotonic
 
 from srvkit.net.datagrams import dropped_by_kernel
 from srvkit.net.event_loop import EventLoop, Timer
 from srvkit.process.channel import Message
-from srvkit.process.worker import where
-from srvkit.process.worker_main import resident_size
-from srvkit.process.worker_pool import WorkerPool, WorkerProcess
+from srvkit.process.supervisor.worker_pool import WorkerPool
+from srvkit.process.supervisor.worker_process import WorkerProcess
+from srvkit.process.worker.main import resident_size
+from srvkit.process.worker.worker import where
 
 ANSWER_TIME = 1.0  # seconds for workers to say which connections they have
 
@@ -74,7 +75,7 @@ class Questions:
         self._gathering: dict[int, Gathering] = {}
 
     def ask_all(self, message: Message, all_workers: Sequence[WorkerPool], reply: Reply) -> None:
-        """Ask all workers, and reply with what they answer in time."""
+        """Ask all workers, and reply with what they answer in time, see `gather`."""
         asked = {worker.pid: workers.name for workers in all_workers for worker in workers.listening()}
         number = self._expect_answers(Gathering(reply, asked))
         for workers in all_workers:
@@ -92,7 +93,14 @@ class Questions:
         if gathering is not None:
             gathering.finish()
 
-    def answered(self, worker: WorkerProcess, message: Message) -> None:
+    def gather(self, all_workers: Iterable[WorkerPool]) -> None:
+        """Take what workers have answered since the last time."""
+        for workers in all_workers:
+            for worker in workers.workers.values():
+                while worker.answers:
+                    self._answered(worker, worker.answers.pop(0))
+
+    def _answered(self, worker: WorkerProcess, message: Message) -> None:
         gathering = self._gathering.get(message["ask"])
         if gathering is not None and gathering.heard(worker.pid, message):
             del self._gathering[message["ask"]]
