@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +159,12 @@ def test_sentences_are_such_as_operators_read(path: Path) -> None:
     """Subject, verb, what to do; these phrases hide one of them."""
     found = re.findall(r"\b(?:(?:be|been) had|of late|at hand)\b", path.read_text())
     assert not found, f"{short(path)}: {found}"
+
+
+def test_every_folder_is_in_the_wheel() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES if path.name == "__init__.py"}
+    assert {name for name in listed if name.split(".")[0] == "srvkit"} == folders - {"srvkit.testing.entry"}
 
 
 def test_the_top_level_holds_what_it_should() -> None:
