@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from time import monotonic
 
@@ -30,7 +30,7 @@ from srvkit.process.worker.worker import CANNOT_START, where
 
 log = logging.getLogger("srvkit.process")
 
-STOP_LISTENING_TIME = 1.0  # seconds for workers that retire to say that they take nothing new
+STOP_LISTENING_TIME = 2.0  # seconds for workers that retire to say that they take nothing new
 # Descriptors that a change takes: memory that is mapped has one of its own, and so has the claim of a path.
 FOR_A_WORKER, FOR_A_LISTENER, SPARE = 5, 2, 64
 
@@ -71,7 +71,7 @@ class Reload:
 
     # ---- from top to bottom
 
-    def _text(self) -> Iterator[IsDue]:
+    def _text(self) -> Generator[IsDue, None, None]:
         """Do all of it; what is yielded says when to go on."""
         parts, generations, before = self._parts, self._parts.generations, self._before
         loop = parts.shared.loop
@@ -163,6 +163,8 @@ class Reload:
         if not self.is_over:
             self._conclude()
             self.is_over = True
+            self._steps.close()  # it and this would keep each other, and all there was before
+            self._is_due = _now
 
     def hurry(self) -> None:
         """Be over now if it is in force: something else is to begin."""

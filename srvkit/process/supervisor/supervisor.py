@@ -47,6 +47,8 @@ from srvkit.process.worker.worker import CLEAN, FORCED
 
 log = logging.getLogger("srvkit.process")
 
+_STOPPING: Message = {"ok": False, "errors": ["srvkit is stopping"]}
+
 
 class NotStarted(SrvkitError):
     """The first configuration could not be put in force; `exit_status` says whose fault it is."""
@@ -255,6 +257,9 @@ class Supervisor:
         if self._reload is not None:
             attempt("giving up a reload", partial(self._reload.give_up, "srvkit stops"))
         self._notifier.stopping()
+        replies, self._replies = self._replies, []
+        for reply in replies:
+            attempt("answering a reload", partial(reply, _STOPPING))
         generation = self._generations.current
         if generation is None:
             return
@@ -283,7 +288,7 @@ class Supervisor:
         """
         if self._stopping:
             if reply is not None:
-                reply({"ok": False, "errors": ["srvkit is stopping"]})
+                reply(_STOPPING)
             return
         if reply is not None:
             self._replies.append(reply)
