@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 import re
 import signal
@@ -31,6 +32,33 @@ collect_ignore = ["long"]  # what takes minutes runs where it is named: pytest -
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sample",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run at most N of the parameter sets of each test, others on each version of Python",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    most: int = config.getoption("sample")
+    if not most:
+        return
+    by_test: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+
+    def lot(item: pytest.Item) -> bytes:
+        return hashlib.sha256(f"{sys.version_info[:2]} {item.nodeid}".encode()).digest()
+
+    chosen = {item for some in by_test.values() for item in sorted(some, key=lot)[:most]}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
 
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
 
