@@ -37,24 +37,28 @@ def begin(main: Callable[[], int]) -> int:
 
     There each signal has its default effect, whatever the program's handlers, and is held back until `main`
     lets it through. What the program ignores stays ignored, but for SIGCHLD: who forks wants to know how
-    a child has ended. Raises OSError, which says so, where the system cannot fork.
+    a child has ended. Raises OSError, which says so, where the system cannot fork. With MemoryError there may
+    be a child, of an unknown number.
     """
     for file in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # what cannot be written, the child cannot either
             file.flush()
     try:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
-    except MemoryError:  # for what it returns: they are held back
+    except Exception:  # there was no memory for what it returns: they are held back
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
         raise
+    pid = -1
     try:
         pid = _fork()
         if pid == 0:
             _be_the_child(main)
     finally:
+        if pid == 0:  # there was no memory for that call: a second parent is the last thing that is wanted
+            os._exit(CANNOT_BOOT)
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except MemoryError:  # as above: they are let through, and nobody else would know of the child
+        except Exception:  # as above: they are let through, and nobody else would know of the child
             pass
     return pid
 

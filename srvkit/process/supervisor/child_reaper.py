@@ -61,12 +61,13 @@ class ChildReaper:
         try:
             pid = begin(run)
             self._ends[pid] = ended
+        except OSError:  # there is none
+            raise
         except BaseException:
-            if pid:  # nobody would know of it
-                self._has_lost = True  # first: there may be no memory for the rest
+            # Nobody knows of it: it ends by itself, at the end of what it was given here, and is reaped then.
+            self._has_lost = True
+            if pid:
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                self._has_lost = False
             raise
         return pid
 
