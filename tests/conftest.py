@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    import trustme
 
 hypothesis.settings.register_profile(
     "srvkit", deadline=None
@@ -61,6 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
+Value = TypeVar("Value")
+Loop = TypeVar("Loop", bound="Servable")
 
 
 class Program:
@@ -147,6 +152,47 @@ class Program:
             self._news.notify_all()
 
 
+class Start(Protocol):
+    def __call__(
+        self, *command: str, folder: Path, **settings: Any
+    ) -> contextlib.AbstractContextManager[Program]: ...
+
+
+class RunSrvkit(Protocol):
+    def __call__(self, config: str, plugin: str = "", *arguments: str, **settings: Any) -> Program: ...
+
+
+class RunCode(Protocol):
+    def __call__(self, code: str, **settings: Any) -> Program: ...
+
+
+class Connect(Protocol):
+    def __call__(self, address: Any, folder: Path = ...) -> socket.socket: ...
+
+
+class Servable(Protocol):
+    def serve_forever(self) -> None: ...
+    def shutdown(self) -> None: ...
+    def server_close(self) -> None: ...
+
+
+class Serving(Protocol):
+    def __call__(self, server: Loop) -> Loop: ...
+
+
+class Eventually(Protocol):
+    def __call__(self, condition: Callable[..., Value], *arguments: Any) -> Value: ...
+
+
+Tool = Callable[[str], None]
+
+
+class RevocationList(Protocol):
+    def __call__(
+        self, ca: trustme.CA, *revoked: trustme.Blob, days: float = 30, begins: float = -1
+    ) -> bytes: ...
+
+
 @contextlib.contextmanager
 def _start(*command: str, folder: Path, **settings: Any) -> Iterator[Program]:
     with Program([sys.executable, *command], folder, **settings) as program:
@@ -154,13 +200,13 @@ def _start(*command: str, folder: Path, **settings: Any) -> Iterator[Program]:
 
 
 @pytest.fixture(scope="session")
-def start() -> Callable[..., contextlib.AbstractContextManager[Program]]:
+def start() -> Start:
     """`with start("-m", "srvkit", ..., folder=folder) as program`: Python with these arguments."""
     return _start
 
 
 @pytest.fixture
-def run_srvkit(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+def run_srvkit(tmp_path: Path) -> Iterator[RunSrvkit]:
     """`run_srvkit(config, plugin)`: the command in a folder with this srvkit.toml and plugin.py."""
     with contextlib.ExitStack() as stack:
 
@@ -176,7 +222,7 @@ def run_srvkit(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 
 @pytest.fixture
-def run_code(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+def run_code(tmp_path: Path) -> Iterator[RunCode]:
     """`run_code(text)`: a Python program of its own, where a test process with its threads will not do."""
     with contextlib.ExitStack() as stack:
         yield lambda code, **settings: stack.enter_context(_start("-c", code, folder=tmp_path, **settings))
@@ -188,7 +234,7 @@ def _connected() -> list[socket.socket]:
 
 
 @pytest.fixture
-def client(_connected: list[socket.socket]) -> Iterator[Callable[..., socket.socket]]:
+def client(_connected: list[socket.socket]) -> Iterator[Connect]:
     """`client(address)`: a socket connected to "tcp://127.0.0.1:7007", "unix:PATH", a pair or a path."""
 
     def connect(address: Any, folder: Path = Path()) -> socket.socket:
@@ -221,11 +267,11 @@ def client(_connected: list[socket.socket]) -> Iterator[Callable[..., socket.soc
 
 
 @pytest.fixture
-def serving(_connected: list[socket.socket]) -> Iterator[Callable[[Any], Any]]:
+def serving(_connected: list[socket.socket]) -> Iterator[Serving]:
     """`serving(server)`: the server, its loop in a thread; shut down and closed with the test."""
     with contextlib.ExitStack() as stack:
 
-        def begin(server: Any) -> Any:
+        def begin(server: Loop) -> Loop:
             loop = threading.Thread(target=server.serve_forever, daemon=True)
             stack.callback(server.server_close)
             stack.callback(loop.join, PATIENCE)
@@ -239,10 +285,10 @@ def serving(_connected: list[socket.socket]) -> Iterator[Callable[[Any], Any]]:
 
 
 @pytest.fixture(scope="session")
-def eventually() -> Callable[..., Any]:
+def eventually() -> Eventually:
     """`eventually(condition, *arguments)`: return its value once it is true; for what nobody announces."""
 
-    def wait(condition: Callable[..., Any], *arguments: Any) -> Any:
+    def wait(condition: Callable[..., Value], *arguments: Any) -> Value:
         deadline = time.monotonic() + PATIENCE
         while not (value := condition(*arguments)):
             assert time.monotonic() < deadline, f"never true: {condition} {arguments}"
@@ -253,7 +299,7 @@ def eventually() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def tool() -> Callable[[str], None]:
+def tool() -> Tool:
     """`tool("strace")`: skip where the machine lacks it; fail under SRVKIT_REQUIRE_TOOLS=1."""
     from shutil import which
 
@@ -266,12 +312,12 @@ def tool() -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
-def revocation_list() -> Callable[..., bytes]:
+def revocation_list() -> RevocationList:
     """`revocation_list(ca, *issued, days=30)`: a list of an authority of trustme's, in PEM."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
 
-    def make(ca: Any, *revoked: Any, days: float = 30, begins: float = -1) -> bytes:
+    def make(ca: trustme.CA, *revoked: trustme.Blob, days: float = 30, begins: float = -1) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         authority = x509.load_pem_x509_certificate(ca.cert_pem.bytes())
         key: Any = serialization.load_pem_private_key(ca.private_key_pem.bytes(), None)

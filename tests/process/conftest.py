@@ -234,7 +234,8 @@ class Managed:
 
     def server(self, name: str = "a") -> dict[str, Any]:
         """Return what the status says of a server."""
-        (found,) = (one for one in self.ask(do="status")["servers"] if one["name"] == name)
+        servers: list[dict[str, Any]] = self.ask(do="status")["servers"]
+        (found,) = (one for one in servers if one["name"] == name)
         return found
 
     def workers(self, name: str = "a") -> list[int]:

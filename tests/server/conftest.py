@@ -1,7 +1,7 @@
-"""What tests of the edge share: certificates, clients that speak TLS, and one program with every model.
+"""What tests of servers share: certificates, clients that speak TLS, and one program with every model.
 
 A cell is a model with a kind of handler. A module's `TABLES` are the settings under which its servers
-run, by name; `edge(name)` is a program with one server for each cell under these settings.
+run, by name; `under(name)` is a program with one server for each cell under these settings.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import trustme
 
 from srvkit.process.control_client import ask
+from tests.conftest import Connect, Program, Start
 
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
-PLUGIN = Path(__file__).with_name("edge_handlers.py")
+PLUGIN = Path(__file__).with_name("line_handlers.py")
 BLOCKING = ("message", "blocking", "receive")
 MODELS: dict[str, tuple[str, ...]] = {
     "serial": BLOCKING,
@@ -42,7 +43,7 @@ HAS_GEVENT = importlib.util.find_spec("gevent") is not None
 CELLS = [(model, kind) for model, kinds in MODELS.items() for kind in kinds]
 TABLE = """
 [server.{model}-{kind}]
-handler = "edge-{kind}"
+handler = "line-{kind}"
 concurrency = "{model}"
 """
 LISTEN = 'listen = ["tcp://127.0.0.1:0", "unix:{}"]\n'
@@ -56,44 +57,46 @@ def _needs_gevent(model: str) -> str:
 
 
 @pytest.fixture(params=MODELS)
-def model(request: Any) -> str:
+def model(request: pytest.FixtureRequest) -> str:
     """Each model in turn."""
-    return _needs_gevent(request.param)
+    return _needs_gevent(str(request.param))
 
 
-def _one(request: Any) -> str:
-    _needs_gevent(request.param[0])
-    return "-".join(request.param)
+def _one(request: pytest.FixtureRequest) -> str:
+    model, kind = request.param
+    return f"{_needs_gevent(model)}-{kind}"
 
 
 @pytest.fixture(params=[cell for cell in CELLS if cell[1] != "receive"], ids="-".join)
-def cell(request: Any) -> str:
+def cell(request: pytest.FixtureRequest) -> str:
     """Each model with each kind of handler: the name of a server."""
     return _one(request)
 
 
 @pytest.fixture(params=CELLS, ids="-".join)
-def every_cell(request: Any) -> str:
+def every_cell(request: pytest.FixtureRequest) -> str:
     """The same, and with handlers that call recv() themselves."""
     return _one(request)
 
 
 @pytest.fixture(params=[cell for cell in CELLS if cell[0] != "serial"], ids="-".join)
-def crowded_cell(request: Any) -> str:
+def crowded_cell(request: pytest.FixtureRequest) -> str:
     """Every one that has several clients at a time."""
     return _one(request)
 
 
 @pytest.fixture(params=[cell for cell in CELLS if cell[1] in ("message", "async")], ids="-".join)
-def bounded_cell(request: Any) -> str:
+def bounded_cell(request: pytest.FixtureRequest) -> str:
     """Those whose handlers do not read for themselves, and need not see to the size of what comes."""
     return _one(request)
 
 
-class Edge:
+class Cells:
     """A program with a server for each cell."""
 
-    def __init__(self, folder: Path, start: Callable[..., Any], table: str, kinds: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, start: Callable[..., Program], table: str, kinds: tuple[str, ...]
+    ) -> None:
         self.folder = folder
         self.cells = [
             f"{model}-{kind}" for model, kind in CELLS if kind in kinds and (model != "gevent" or HAS_GEVENT)
@@ -117,8 +120,7 @@ class Edge:
 
     def address(self, cell: str, transport: str = "tcp") -> str:
         """Return where a server listens, for `client(address, folder)`."""
-        addresses: list[str] = self.program.addresses(cell)
-        return next(one for one in addresses if one.startswith(transport))
+        return next(one for one in self.program.addresses(cell) if one.startswith(transport))
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Ask over the control socket."""
@@ -126,7 +128,8 @@ class Edge:
 
     def server(self, cell: str) -> dict[str, Any]:
         """Return what the status says of a server."""
-        (found,) = (one for one in self.ask(do="status")["servers"] if one["name"] == cell)
+        servers: list[dict[str, Any]] = self.ask(do="status")["servers"]
+        (found,) = (one for one in servers if one["name"] == cell)
         return found
 
     def worker(self, cell: str) -> int:
@@ -156,15 +159,21 @@ class Edge:
         assert len(self.lines(cell, peer)) == 1, self.lines(cell, peer)
 
 
+Under = Callable[[str], Cells]
+
+
 @pytest.fixture(scope="module")
-def edge(
-    start: Any, tmp_path_factory: Any, request: Any, certificates: Path
-) -> Iterator[Callable[..., Edge]]:
-    """`edge(name)`: the program with the module's `TABLES[name]`; one for all tests of the module."""
-    programs: dict[str, Edge] = {}
+def under(
+    start: Start,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+    certificates: Path,
+) -> Iterator[Under]:
+    """`under(name)`: the program with the module's `TABLES[name]`; one for all tests of the module."""
+    programs: dict[str, Cells] = {}
     with contextlib.ExitStack() as stack:
 
-        def begin(name: str) -> Edge:
+        def begin(name: str) -> Cells:
             if name not in programs:
                 folder = tmp_path_factory.mktemp("e")
                 for path in certificates.iterdir():
@@ -174,7 +183,7 @@ def edge(
                 if plugin:
                     (folder / "plugin.py").write_text(plugin)
                 started = lambda *words, **more: stack.enter_context(start(*words, **more))  # noqa: E731
-                programs[name] = Edge(
+                programs[name] = Cells(
                     folder, started, table, tuple(kinds) or ("message", "blocking", "async")
                 )
             return programs[name]
@@ -186,9 +195,9 @@ def edge(
 
 
 @pytest.fixture(scope="session")
-def certificates(tmp_path_factory: Any) -> Path:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder: ca, server, one, wild, renewed, client, stranger (of another authority), expired, late."""
-    folder: Path = tmp_path_factory.mktemp("certificates")
+    folder = tmp_path_factory.mktemp("certificates")
     ca, other = trustme.CA(), trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.pem")
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
@@ -207,8 +216,29 @@ def certificates(tmp_path_factory: Any) -> Path:
     return folder
 
 
+class Context(Protocol):
+    def __call__(self, certificate: str = "client") -> ssl.SSLContext: ...
+
+
+class Secure(Protocol):
+    def __call__(
+        self, sock: socket.socket, certificate: str = "client", name: str = "localhost"
+    ) -> ssl.SSLSocket: ...
+
+
+Say = Callable[[socket.socket, bytes], bytes]
+Peer = Callable[[socket.socket], dict[str, Any]]
+Ended = Callable[[socket.socket], bytes]
+BothWays = Callable[[socket.socket, bytes, int], bytes]
+Reset = Callable[[socket.socket], None]
+
+
+class Echoes(Protocol):
+    def __call__(self, program: Cells, cell: str, encrypted: bool = True) -> None: ...
+
+
 @pytest.fixture
-def context(certificates: Path) -> Callable[..., ssl.SSLContext]:
+def context(certificates: Path) -> Context:
     """`context("client")`: how a client speaks TLS, with this certificate; "" for none."""
 
     def make(certificate: str = "client") -> ssl.SSLContext:
@@ -221,31 +251,30 @@ def context(certificates: Path) -> Callable[..., ssl.SSLContext]:
 
 
 @pytest.fixture
-def secure(context: Any) -> Iterator[Callable[..., ssl.SSLSocket]]:
+def secure(context: Context) -> Iterator[Secure]:
     """`secure(sock, certificate="client", name="localhost")`: the same connection, encrypted."""
     with contextlib.ExitStack() as stack:
 
         def wrap(sock: socket.socket, certificate: str = "client", name: str = "localhost") -> ssl.SSLSocket:
-            made: ssl.SSLSocket = stack.enter_context(
+            return stack.enter_context(
                 context(certificate).wrap_socket(sock, server_hostname=name, suppress_ragged_eofs=False)
             )
-            return made
 
         yield wrap
 
 
 @pytest.fixture(scope="session")
-def say() -> Callable[..., bytes]:
+def say() -> Say:
     """`say(sock, b"hello")`: the line that is answered to a line; b"" at the end."""
 
-    def say(sock: Any, line: bytes) -> bytes:
+    def say(sock: socket.socket, line: bytes) -> bytes:
         sock.sendall(line + b"\n")
         return receive_line(sock)
 
     return say
 
 
-def receive_line(sock: Any) -> bytes:
+def receive_line(sock: socket.socket) -> bytes:
     line = b""
     while not line.endswith(b"\n"):
         data = sock.recv(65536)
@@ -256,16 +285,21 @@ def receive_line(sock: Any) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def peer(say: Any) -> Callable[..., dict[str, Any]]:
+def peer(say: Say) -> Peer:
     """`peer(sock)`: what the handler knows of its peer."""
-    return lambda sock: json.loads(say(sock, b"peer"))
+
+    def peer(sock: socket.socket) -> dict[str, Any]:
+        known: dict[str, Any] = json.loads(say(sock, b"peer"))
+        return known
+
+    return peer
 
 
 @pytest.fixture(scope="session")
-def ended() -> Callable[[Any], bytes]:
+def ended() -> Ended:
     """`ended(sock)`: what still comes until the other side has ended the connection, in whatever way."""
 
-    def ended(sock: Any) -> bytes:
+    def ended(sock: socket.socket) -> bytes:
         pieces = []
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             while data := sock.recv(65536):
@@ -276,10 +310,10 @@ def ended() -> Callable[[Any], bytes]:
 
 
 @pytest.fixture(scope="session")
-def both_ways() -> Callable[..., bytes]:
+def both_ways() -> BothWays:
     """`both_ways(sock, data, most)`: say all of it, hear meanwhile until so much or the end has come."""
 
-    def both_ways(sock: Any, data: bytes, most: int) -> bytes:
+    def both_ways(sock: socket.socket, data: bytes, most: int) -> bytes:
         sock.setblocking(False)  # and one thread: ssl's sockets are not for two
         heard = bytearray()
         sent = 0
@@ -299,10 +333,10 @@ def both_ways() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def reset() -> Callable[[Any], None]:
+def reset() -> Reset:
     """`reset(sock)`: close a connection so that the other side sees a reset."""
 
-    def reset(sock: Any) -> None:
+    def reset(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
         sock.close()
 
@@ -310,10 +344,10 @@ def reset() -> Callable[[Any], None]:
 
 
 @pytest.fixture
-def echoes(client: Any, secure: Any, say: Any) -> Callable[..., None]:
+def echoes(client: Connect, secure: Secure, say: Say) -> Echoes:
     """`echoes(program, cell)`: see that somebody else is served; `encrypted` says how."""
 
-    def check(program: Edge, cell: str, encrypted: bool = True) -> None:
+    def check(program: Cells, cell: str, encrypted: bool = True) -> None:
         sock = client(program.address(cell))
         if encrypted:
             sock = secure(sock)

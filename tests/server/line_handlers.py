@@ -1,4 +1,4 @@
-"""A plugin for the tests of the edge: what a line asks for is done by every kind of handler alike."""
+"""A plugin for tests of every model: what a line asks for is done by every kind of handler alike."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ class Async(AsyncHandler):
 @hookimpl
 def srvkit_handlers() -> dict[str, Any]:
     return {
-        "edge-message": Message,
-        "edge-blocking": Blocking,
-        "edge-receive": Receive,
-        "edge-async": Async,
+        "line-message": Message,
+        "line-blocking": Blocking,
+        "line-receive": Receive,
+        "line-async": Async,
     }

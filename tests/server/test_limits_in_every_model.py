@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Connect, Eventually
+from tests.server.conftest import BothWays, Cells, Ended, Reset, Say, Secure, Under
+
 PATIENCE = 30
 MIB = 1 << 20
 ALL = ("message", "blocking", "receive", "async")
@@ -44,10 +47,10 @@ TABLES = {
 
 
 @pytest.fixture
-def connected(edge: Any, client: Any, every_cell: str) -> Callable[..., socket.socket]:
+def connected(under: Under, client: Connect, every_cell: str) -> Callable[..., socket.socket]:
     """`connected(name)`: a connection to the cell."""
     return lambda name="plain", transport="tcp": client(
-        edge(name).address(every_cell, transport), edge(name).folder
+        under(name).address(every_cell, transport), under(name).folder
     )
 
 
@@ -64,15 +67,15 @@ def come_from(host: str, address: str) -> socket.socket:
 def test_a_thousand_clients_leave_nothing_behind(
     when_full: str,
     every_cell: str,
-    edge: Any,
+    under: Under,
     connected: Any,
-    say: Any,
-    reset: Any,
-    eventually: Any,
-    ended: Any,
+    say: Say,
+    reset: Reset,
+    eventually: Eventually,
+    ended: Ended,
 ) -> None:
     """However they end. (A thousand under each policy, all models taken together.)"""
-    program = edge(when_full)
+    program = under(when_full)
 
     def counted(name: str) -> int:
         return int(program.server(every_cell)["counters"][name])
@@ -127,9 +130,9 @@ def test_a_thousand_clients_leave_nothing_behind(
 
 
 def test_a_client_has_its_share_and_no_more(
-    crowded_cell: str, edge: Any, say: Any, ended: Any, eventually: Any
+    crowded_cell: str, under: Under, say: Say, ended: Ended, eventually: Eventually
 ) -> None:
-    program = edge("few")
+    program = under("few")
     address = program.address(crowded_cell)
     with come_from("127.0.0.2", address) as one, come_from("127.0.0.2", address) as two:
         assert say(one, b"hello") == say(two, b"hello") == b"hello"
@@ -146,8 +149,10 @@ def test_a_client_has_its_share_and_no_more(
         assert say(one, b"hello") == say(two, b"hello") == b"hello"
 
 
-def test_a_client_that_comes_too_often_is_refused(every_cell: str, edge: Any, say: Any, ended: Any) -> None:
-    program = edge("rate")
+def test_a_client_that_comes_too_often_is_refused(
+    every_cell: str, under: Under, say: Say, ended: Ended
+) -> None:
+    program = under("rate")
     address = program.address(every_cell)
     for _ in range(30):
         with come_from("127.0.0.2", address) as sock:
@@ -161,9 +166,9 @@ def test_a_client_that_comes_too_often_is_refused(every_cell: str, edge: Any, sa
 # How long
 
 
-def test_a_client_that_trickles_does_not_escape(edge: Any, client: Any) -> None:
+def test_a_client_that_trickles_does_not_escape(under: Under, client: Connect) -> None:
     """Whoever reads for the handler, and however little comes at a time."""
-    program = edge("once")
+    program = under("once")
     dribblers = {}
     for cell in program.cells:
         sock = client(program.address(cell))
@@ -191,7 +196,13 @@ def test_a_client_that_trickles_does_not_escape(edge: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "tls"])
 def test_the_reply_survives_what_is_not_read(
-    name: str, every_cell: str, edge: Any, connected: Any, secure: Any, both_ways: Any, eventually: Any
+    name: str,
+    every_cell: str,
+    under: Under,
+    connected: Any,
+    secure: Secure,
+    both_ways: BothWays,
+    eventually: Eventually,
 ) -> None:
     """The handler replies at the first line and is done, while the client still sends."""
     sock = connected(name)
@@ -200,7 +211,7 @@ def test_the_reply_survives_what_is_not_read(
     said = both_ways(sock, b"early 200000\n" + b"a" * 10 * MIB, 10 * MIB)
     assert said.rstrip(b"\n") == b"x" * 200000
     sock.close()
-    eventually(lambda: edge(name).server(every_cell)["counters"]["open"] == 0)
+    eventually(lambda: under(name).server(every_cell)["counters"]["open"] == 0)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
@@ -218,10 +229,10 @@ def test_who_has_said_all_is_still_answered(transport: str, every_cell: str, con
     "said", [b"", b"half a mess", b"hello\n", b"big 104857600\n", b"early 10000000\n" + b"a" * 60000]
 )
 def test_a_reset_is_at_most_one_line(
-    said: bytes, every_cell: str, edge: Any, connected: Any, say: Any, reset: Any, eventually: Any
+    said: bytes, every_cell: str, under: Under, connected: Any, say: Say, reset: Reset, eventually: Eventually
 ) -> None:
     """Before a handler has it, in the middle of a message, before and in the middle of the reply."""
-    program = edge("plain")
+    program = under("plain")
     sock = connected()
     address = sock.getsockname()
     sock.sendall(said)
@@ -238,7 +249,7 @@ def test_a_reset_is_at_most_one_line(
 # How much
 
 
-def growth(program: Any, cell: str) -> Callable[[], int]:
+def growth(program: Cells, cell: str) -> Callable[[], int]:
     """Return what tells by how many bytes a worker (or the largest of its children) has grown at most."""
     pid = program.worker(cell)
 
@@ -259,9 +270,11 @@ def growth(program: Any, cell: str) -> Callable[[], int]:
     return lambda: max(peak(pid), *map(peak, children()), 0) - before
 
 
-def test_a_line_without_an_end_is_cut(bounded_cell: str, edge: Any, client: Any, eventually: Any) -> None:
+def test_a_line_without_an_end_is_cut(
+    bounded_cell: str, under: Under, client: Connect, eventually: Eventually
+) -> None:
     """And so is what twenty such clients cost."""
-    program = edge("plain")
+    program = under("plain")
     grown = growth(program, bounded_cell)
 
     def bad_messages() -> int:
@@ -291,9 +304,11 @@ def test_a_line_without_an_end_is_cut(bounded_cell: str, edge: Any, client: Any,
 
 
 @pytest.mark.parametrize("length", [1 << 20, 1 << 32, 1 << 63, (1 << 64) - 1])
-def test_a_length_is_not_believed(length: int, model: str, edge: Any, client: Any, ended: Any) -> None:
+def test_a_length_is_not_believed(
+    length: int, model: str, under: Under, client: Connect, ended: Ended
+) -> None:
     """Nothing is allocated for it, and what stands behind is not handled."""
-    program, cell = edge("bomb"), f"{model}-message"
+    program, cell = under("bomb"), f"{model}-message"
     grown = growth(program, cell)
     sock = client(program.address(cell))
     good = struct.pack("!Q", 5) + b"hello"
@@ -303,8 +318,10 @@ def test_a_length_is_not_believed(length: int, model: str, edge: Any, client: An
     assert grown() < 10 * MIB
 
 
-def test_a_message_that_is_cut_short_is_not_handled(model: str, edge: Any, client: Any, ended: Any) -> None:
-    program, cell = edge("bomb"), f"{model}-message"
+def test_a_message_that_is_cut_short_is_not_handled(
+    model: str, under: Under, client: Connect, ended: Ended
+) -> None:
+    program, cell = under("bomb"), f"{model}-message"
     sock = client(program.address(cell))
     sock.sendall(struct.pack("!Q", 5) + b"hell")
     sock.shutdown(socket.SHUT_WR)
@@ -314,9 +331,9 @@ def test_a_message_that_is_cut_short_is_not_handled(model: str, edge: Any, clien
 
 @pytest.mark.parametrize("name", ["plain", "tls"])
 def test_fifty_peers_that_never_read_cost_little(
-    name: str, every_cell: str, edge: Any, client: Any, secure: Any, eventually: Any
+    name: str, every_cell: str, under: Under, client: Connect, secure: Secure, eventually: Eventually
 ) -> None:
-    program = edge(name)
+    program = under(name)
     grown = growth(program, every_cell)
     pid = program.worker(every_cell)
     at_once = 1 if every_cell.startswith("serial") else 50

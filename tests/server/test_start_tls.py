@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Connect
+from tests.server.conftest import Ended, Peer, Say, Secure, Under
+
 TABLES = {
     "starts": (
         '[sub.tls]\ncert = "server.pem"\nbegin = "handler"\nhandshake_timeout = "20s"\n'
@@ -20,11 +23,11 @@ TABLES = {
 
 
 @pytest.fixture
-def connected(edge: Any, client: Any, cell: str, say: Any, peer: Any) -> Callable[..., socket.socket]:
+def connected(under: Under, client: Connect, cell: str, say: Say, peer: Peer) -> Callable[..., socket.socket]:
     """`connected()`: a connection on which TLS may begin, still in the clear."""
 
     def connect(transport: str = "tcp") -> socket.socket:
-        sock: socket.socket = client(edge("starts").address(cell, transport), edge("starts").folder)
+        sock: socket.socket = client(under("starts").address(cell, transport), under("starts").folder)
         assert peer(sock)["tls"] is None
         return sock
 
@@ -32,7 +35,7 @@ def connected(edge: Any, client: Any, cell: str, say: Any, peer: Any) -> Callabl
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
-def test_it_goes_on_encrypted(transport: str, connected: Any, secure: Any, say: Any, peer: Any) -> None:
+def test_it_goes_on_encrypted(transport: str, connected: Any, secure: Secure, say: Say, peer: Peer) -> None:
     sock = connected(transport)
     assert say(sock, b"tls") == b"go"
     encrypted = secure(sock, "")
@@ -44,17 +47,17 @@ def test_it_goes_on_encrypted(transport: str, connected: Any, secure: Any, say: 
 
 
 def test_what_the_constructor_has_set_lasts(
-    bounded_cell: str, edge: Any, client: Any, say: Any, secure: Any
+    bounded_cell: str, under: Under, client: Connect, say: Say, secure: Secure
 ) -> None:
     """The handler of the encrypted part is the one that was constructed before the connection began."""
-    sock = client(edge("starts").address(bounded_cell), edge("starts").folder)
+    sock = client(under("starts").address(bounded_cell), under("starts").folder)
     assert say(sock, b"lines") == b"1"
     assert say(sock, b"tls") == b"go"
     assert say(secure(sock, ""), b"lines") == b"3"
 
 
 def test_what_was_sent_in_the_clear_too_early_is_not_taken_for_encrypted(
-    cell: str, edge: Any, connected: Any, secure: Any, say: Any, ended: Any
+    cell: str, under: Under, connected: Any, secure: Secure, say: Say, ended: Ended
 ) -> None:
     """Such a client is a bad one, or what it sent is thrown away: in no case is it answered."""
     sock = connected()
@@ -68,7 +71,7 @@ def test_what_was_sent_in_the_clear_too_early_is_not_taken_for_encrypted(
 
 @pytest.mark.parametrize("said", [b"hello\n", b"GET / HTTP/1.1\r\n\r\n", b""])
 def test_without_a_handshake_it_ends(
-    said: bytes, cell: str, edge: Any, connected: Any, say: Any, ended: Any
+    said: bytes, cell: str, under: Under, connected: Any, say: Say, ended: Ended
 ) -> None:
     """The client goes on in the clear, or goes away."""
     sock = connected()
@@ -78,11 +81,13 @@ def test_without_a_handshake_it_ends(
         sock.sendall(said)
         assert b"hello" not in ended(sock)
     sock.close()
-    edge("starts").said(cell, address, "ended: (bad-tls|reset)")
+    under("starts").said(cell, address, "ended: (bad-tls|reset)")
 
 
-def test_a_handshake_that_stalls_is_cut(edge: Any, client: Any, say: Any, ended: Any, hello: bytes) -> None:
-    program = edge("short")
+def test_a_handshake_that_stalls_is_cut(
+    under: Under, client: Connect, say: Say, ended: Ended, hello: bytes
+) -> None:
+    program = under("short")
     stalled = {}
     for cell in program.cells:
         stalled[cell] = sock = client(program.address(cell))

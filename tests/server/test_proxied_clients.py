@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Connect, Tool
+from tests.server.conftest import Cells, Ended, Peer, Secure, Under
+
 PROXY = f"""
 [sub.proxy]
 trusted = ["127.0.0.1/32", "uid:{os.geteuid()}"]
@@ -59,11 +62,11 @@ def binary(source: str, port: int = 4711, tlvs: bytes = b"", command: int = 0x21
 
 
 @pytest.fixture
-def connected(edge: Any, client: Any, cell: str) -> Callable[..., socket.socket]:
+def connected(under: Under, client: Connect, cell: str) -> Callable[..., socket.socket]:
     """`connected(header)`: a connection to the cell on which this was said."""
 
     def connect(header: bytes = b"", name: str = "proxy", transport: str = "tcp") -> socket.socket:
-        sock: socket.socket = client(edge(name).address(cell, transport), edge(name).folder)
+        sock: socket.socket = client(under(name).address(cell, transport), under(name).folder)
         sock.sendall(header)
         return sock
 
@@ -74,7 +77,7 @@ def connected(edge: Any, client: Any, cell: str) -> Callable[..., socket.socket]
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 @pytest.mark.parametrize("source", ["192.0.2.9", "2001:db8::9"])
 def test_a_handler_sees_the_client_and_the_proxy(
-    make: Any, transport: str, source: str, connected: Any, peer: Any
+    make: Any, transport: str, source: str, connected: Any, peer: Peer
 ) -> None:
     sock = connected(make(source), transport=transport)
     known = peer(sock)
@@ -88,7 +91,7 @@ def test_a_handler_sees_the_client_and_the_proxy(
 
 
 @pytest.mark.parametrize("header", [line("192.0.2.9"), binary("192.0.2.9", tlvs=b"\x02\0\7example")])
-def test_it_may_come_in_pieces(header: bytes, connected: Any, peer: Any) -> None:
+def test_it_may_come_in_pieces(header: bytes, connected: Any, peer: Peer) -> None:
     sock = connected()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for byte in header:
@@ -110,7 +113,7 @@ def test_what_follows_belongs_to_the_handler(header: bytes, connected: Any) -> N
     "header", [b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ff 4711\r\n", binary("192.0.2.9", command=0x20)]
 )
 def test_where_nobody_is_spoken_for_the_sockets_address_holds(
-    header: bytes, connected: Any, peer: Any
+    header: bytes, connected: Any, peer: Peer
 ) -> None:
     sock = connected(header)
     known = peer(sock)
@@ -118,7 +121,7 @@ def test_where_nobody_is_spoken_for_the_sockets_address_holds(
     assert known["proxy"][1:] == [True, None, None]
 
 
-def test_further_values_are_there(connected: Any, peer: Any) -> None:
+def test_further_values_are_there(connected: Any, peer: Peer) -> None:
     known = peer(connected(binary("192.0.2.9", tlvs=b"\x02\0\x07example" + b"\xe0\0\x02hi")))
     assert known["authority"] == "example"
     assert known["tlvs"] == [[0x02, b"example".hex()], [0xE0, b"hi".hex()]]
@@ -138,24 +141,28 @@ WRONG = [
 
 
 @pytest.mark.parametrize("header", WRONG, ids=range(len(WRONG)))
-def test_what_is_no_header_ends_it(header: bytes, cell: str, edge: Any, connected: Any, ended: Any) -> None:
+def test_what_is_no_header_ends_it(
+    header: bytes, cell: str, under: Under, connected: Any, ended: Ended
+) -> None:
     sock = connected(header)
     address = sock.getsockname()
     assert ended(sock) == b""
-    edge("proxy").said(cell, address, "ended: bad-proxy: ")
-    assert edge("proxy").handled(cell, address) == 0
+    under("proxy").said(cell, address, "ended: bad-proxy: ")
+    assert under("proxy").handled(cell, address) == 0
 
 
-def test_so_does_an_end_before_the_header_has(cell: str, edge: Any, connected: Any, ended: Any) -> None:
+def test_so_does_an_end_before_the_header_has(cell: str, under: Under, connected: Any, ended: Ended) -> None:
     sock = connected(line("192.0.2.9")[:20])
     address = sock.getsockname()
     sock.shutdown(socket.SHUT_WR)
     assert ended(sock) == b""
-    edge("proxy").said(cell, address, "ended: bad-proxy: ")
+    under("proxy").said(cell, address, "ended: bad-proxy: ")
 
 
-def test_a_header_that_does_not_come_is_not_waited_for(edge: Any, client: Any, ended: Any, peer: Any) -> None:
-    program = edge("few")
+def test_a_header_that_does_not_come_is_not_waited_for(
+    under: Under, client: Connect, ended: Ended, peer: Peer
+) -> None:
+    program = under("few")
     stalled = [(cell, client(program.address(cell))) for cell in program.cells]
     for number, (_, sock) in enumerate(stalled):
         sock.sendall(binary("192.0.2.10")[: number % 20])
@@ -171,9 +178,9 @@ def test_a_header_that_does_not_come_is_not_waited_for(edge: Any, client: Any, e
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 def test_only_those_who_are_trusted_may_say_so(
-    transport: str, cell: str, edge: Any, client: Any, ended: Any
+    transport: str, cell: str, under: Under, client: Connect, ended: Ended
 ) -> None:
-    program = edge("strangers")
+    program = under("strangers")
     sock = client(program.address(cell, transport), program.folder)
     try:
         sock.sendall(line("192.0.2.12") + b"hello\n")
@@ -190,20 +197,20 @@ def test_only_those_who_are_trusted_may_say_so(
 
 @pytest.mark.parametrize("source", ["192.0.2.66", "2001:db8:66::1"])
 def test_rules_of_access_are_about_the_client(
-    source: str, cell: str, edge: Any, connected: Any, ended: Any
+    source: str, cell: str, under: Under, connected: Any, ended: Ended
 ) -> None:
     sock = connected(line(source) + b"hello\n")
     assert ended(sock) == b""
     where = f"[{source}]" if ":" in source else source
     who = re.escape(f"{cell}: {where}:4711 ")
-    edge("proxy").program.wait_for(f"{who}refused: denied by access rules")
-    assert edge("proxy").handled(cell, (source, 4711)) == 0
+    under("proxy").program.wait_for(f"{who}refused: denied by access rules")
+    assert under("proxy").handled(cell, (source, 4711)) == 0
 
 
 def test_plugins_are_asked_about_the_client(
-    cell: str, edge: Any, connected: Any, ended: Any, peer: Any
+    cell: str, under: Under, connected: Any, ended: Ended, peer: Peer
 ) -> None:
-    program = edge("proxy")
+    program = under("proxy")
     before = asked(program, cell)
     assert ended(connected(binary("192.0.2.77") + b"hello\n")) == b""
     assert peer(connected(binary("192.0.2.78")))["address"] == ["192.0.2.78", 4711]
@@ -214,17 +221,17 @@ def test_plugins_are_asked_about_the_client(
     assert program.handled(cell, ("192.0.2.77", 4711)) == 0
 
 
-def asked(program: Any, cell: str) -> list[str]:
+def asked(program: Cells, cell: str) -> list[str]:
     path = program.folder / "asked"
     lines = path.read_text().splitlines() if path.exists() else []
     return [one for one in lines if one.startswith(f"{cell} ")]
 
 
 def test_limits_are_about_the_client(
-    crowded_cell: str, edge: Any, client: Any, ended: Any, peer: Any
+    crowded_cell: str, under: Under, client: Connect, ended: Ended, peer: Peer
 ) -> None:
     def connect(header: bytes) -> socket.socket:
-        sock: socket.socket = client(edge("few").address(crowded_cell))
+        sock: socket.socket = client(under("few").address(crowded_cell))
         sock.sendall(header)
         return sock
 
@@ -232,16 +239,16 @@ def test_limits_are_about_the_client(
     for port, sock in enumerate(held, 1):
         assert peer(sock)["address"] == ["192.0.2.20", port]
     assert ended(connect(line("192.0.2.20", 3) + b"hello\n")) == b""
-    edge("few").said(crowded_cell, ("192.0.2.20", 3), r"refused: max_per_client \(2\) is reached")
+    under("few").said(crowded_cell, ("192.0.2.20", 3), r"refused: max_per_client \(2\) is reached")
     assert peer(connect(line("192.0.2.21", 1)))["address"] == ["192.0.2.21", 1]
 
 
-def test_so_is_the_rate(cell: str, edge: Any, connected: Any, ended: Any, peer: Any) -> None:
+def test_so_is_the_rate(cell: str, under: Under, connected: Any, ended: Ended, peer: Peer) -> None:
     for port in range(1, 31):
         with connected(line("192.0.2.30", port), "few") as sock:
             sock.shutdown(socket.SHUT_WR)
             ended(sock)
-    edge("few").program.wait_for(rf"{cell}: 192.0.2.30:\d+ refused: connect_rate \(3 a second\) is exceeded")
+    under("few").program.wait_for(rf"{cell}: 192.0.2.30:\d+ refused: connect_rate \(3 a second\) is exceeded")
     other = connected(line("192.0.2.31", 1), "few")
     assert peer(other)["address"] == ["192.0.2.31", 1]
 
@@ -250,30 +257,30 @@ def test_so_is_the_rate(cell: str, edge: Any, connected: Any, ended: Any, peer: 
 
 
 @pytest.mark.parametrize("make", [line, binary])
-def test_the_header_comes_before_tls(make: Any, connected: Any, secure: Any, peer: Any) -> None:
+def test_the_header_comes_before_tls(make: Any, connected: Any, secure: Secure, peer: Peer) -> None:
     known = peer(secure(connected(make("192.0.2.40"), "tls"), ""))
     assert known["address"] == ["192.0.2.40", 4711]
     assert known["tls"] == ["TLSv1.3", "localhost", None]
 
 
 def test_and_what_comes_behind_it_is_tls(
-    cell: str, edge: Any, connected: Any, hello: bytes, ended: Any
+    cell: str, under: Under, connected: Any, hello: bytes, ended: Ended
 ) -> None:
     sock = connected(line("192.0.2.41") + hello, "tls")
     assert sock.recv(5, socket.MSG_WAITALL)[:3] == b"\x16\x03\x03"  # a handshake record
     sock.close()
     sock = connected(line("192.0.2.42") + b"hello\n" * 10, "tls")
     assert b"hello" not in ended(sock)
-    edge("tls").said(cell, ("192.0.2.42", 4711), "ended: bad-tls")
-    assert edge("tls").handled(cell, ("192.0.2.42", 4711)) == 0
+    under("tls").said(cell, ("192.0.2.42", 4711), "ended: bad-tls")
+    assert under("tls").handled(cell, ("192.0.2.42", 4711)) == 0
 
 
 def test_a_header_within_tls_is_no_header(
-    cell: str, edge: Any, connected: Any, hello: bytes, ended: Any
+    cell: str, under: Under, connected: Any, hello: bytes, ended: Ended
 ) -> None:
     sock = connected(hello, "tls")
     assert ended(sock) == b""
-    edge("tls").said(cell, sock.getsockname(), "ended: bad-proxy")
+    under("tls").said(cell, sock.getsockname(), "ended: bad-proxy")
 
 
 # A real one
@@ -283,10 +290,12 @@ WAYS = ("send-proxy", "send-proxy-v2", "send-proxy-v2-ssl")
 
 
 @pytest.fixture(scope="module")
-def haproxy(edge: Any, tool: Any, tmp_path_factory: Any) -> Iterator[Callable[[str, str], Any]]:
+def haproxy(
+    under: Under, tool: Tool, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, str], Any]]:
     """`haproxy(cell, way)`: where HAProxy listens for this server and speaks of its clients this way."""
     tool("haproxy")
-    program = edge("proxy")
+    program = under("proxy")
     folder = tmp_path_factory.mktemp("haproxy")
     listening: dict[tuple[str, str], socket.socket] = {}
     config = "defaults\n  mode tcp\n  timeout connect 30s\n  timeout client 30s\n  timeout server 30s\n"
@@ -317,7 +326,7 @@ def haproxy(edge: Any, tool: Any, tmp_path_factory: Any) -> Iterator[Callable[[s
 
 @pytest.mark.parametrize("way", WAYS)
 def test_haproxy_speaks_for_its_clients(
-    way: str, cell: str, haproxy: Any, client: Any, secure: Any, peer: Any
+    way: str, cell: str, haproxy: Any, client: Connect, secure: Secure, peer: Peer
 ) -> None:
     sock = client(haproxy(cell, way))
     address = list(sock.getsockname())

@@ -18,6 +18,8 @@ import pytest
 import srvkit
 from srvkit import Lines, MessageHandler
 from srvkit.process.control_client import ask
+from tests.conftest import Connect, Eventually, RunSrvkit, Start
+from tests.server.conftest import Context, Say, Secure, Under
 
 PATIENCE = 30
 MIB = 1 << 20
@@ -76,12 +78,12 @@ limits = {{ first_byte_timeout = "20s" }}
 def test_who_becomes_ready_while_all_are_busy_has_a_turn(
     concurrency: str,
     behind: str,
-    run_srvkit: Any,
+    run_srvkit: RunSrvkit,
     certificates: Path,
-    client: Any,
-    secure: Any,
-    say: Any,
-    eventually: Any,
+    client: Connect,
+    secure: Secure,
+    say: Say,
+    eventually: Eventually,
     tmp_path: Path,
 ) -> None:
     """All six are accepted before the first is handled; two are handled at a time, and stay a while."""
@@ -167,9 +169,9 @@ class SlowClient:
             self.said += self._tls.read(65536)
 
 
-def test_a_slow_reader_is_not_one_that_does_not_read(edge: Any, context: Any) -> None:
+def test_a_slow_reader_is_not_one_that_does_not_read(under: Under, context: Context) -> None:
     """It takes something all the time, but longer for what is encrypted at a time than a write may take."""
-    program = edge("slow")
+    program = under("slow")
     with ExitStack() as stack:
         slow = {
             cell: stack.enter_context(closing(SlowClient(program.address(cell), context(""))))
@@ -193,7 +195,7 @@ def test_a_slow_reader_is_not_one_that_does_not_read(edge: Any, context: Any) ->
 # Too much
 
 
-def test_a_busy_peer_is_sent_no_more_than_it_may_be_behind(client: Any) -> None:
+def test_a_busy_peer_is_sent_no_more_than_it_may_be_behind(client: Connect) -> None:
     """Nothing of it can leave while the handler is at work, so somebody must count."""
     handlers: queue.Queue[MessageHandler] = queue.Queue()
     outcomes: queue.Queue[str] = queue.Queue()
@@ -284,14 +286,14 @@ class Echo(MessageHandler):
 def test_new_keys_without_end_hold_up_nobody(
     answers: bool,
     model: str,
-    start: Any,
+    start: Start,
     certificates: Path,
-    client: Any,
-    secure: Any,
-    say: Any,
+    client: Connect,
+    secure: Secure,
+    say: Say,
     tmp_path: Path,
-    caplog: Any,
-    eventually: Any,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
 ) -> None:
     """Megabytes of KeyUpdates (RFC 8446, 4.6.3), from a client that reads nothing.
 

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Connect, Eventually, Tool
+from tests.server.conftest import Say, Under
+
 PATIENCE = 30
 TABLES = {"plain": ('[sub.limits]\nfirst_byte_timeout = "20s"\n',)}
 
 
 @pytest.fixture
-def inject(tool: Any) -> Iterator[Callable[..., None]]:
+def inject(tool: Tool) -> Iterator[Callable[..., None]]:
     """`inject(pids, "accept4", "error=ENFILE:when=1")`: have system calls of these processes fail."""
     tool("strace")
     with contextlib.ExitStack() as stack:
@@ -56,9 +59,11 @@ def descriptors(pid: int) -> set[int]:
     return now
 
 
-def test_without_descriptors_it_waits_and_recovers(cell: str, edge: Any, client: Any, say: Any) -> None:
+def test_without_descriptors_it_waits_and_recovers(
+    cell: str, under: Under, client: Connect, say: Say
+) -> None:
     """Who is inside is served all the while, who waits is served when there are some again."""
-    program = edge("plain")
+    program = under("plain")
     pid = program.worker(cell)
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
@@ -80,8 +85,8 @@ def test_without_descriptors_it_waits_and_recovers(cell: str, edge: Any, client:
 
 
 @pytest.mark.parametrize("number", ["ENFILE", "ENOBUFS", "ENOMEM", "ECONNABORTED", "EPERM", "EPROTO"])
-def test_an_error_of_accept_passes(number: str, edge: Any, client: Any, say: Any, inject: Any) -> None:
-    program = edge("plain")
+def test_an_error_of_accept_passes(number: str, under: Under, client: Connect, say: Say, inject: Any) -> None:
+    program = under("plain")
     pids = {cell: program.worker(cell) for cell in program.cells}
     inject(list(pids.values()), "accept4", f"error={number}:when=1..3")
     for cell in program.cells:
@@ -102,10 +107,10 @@ def test_an_error_of_accept_passes(number: str, edge: Any, client: Any, say: Any
     ],
 )
 def test_where_none_can_be_started_one_client_is_lost_at_most(
-    cell: str, edge: Any, client: Any, say: Any, inject: Any, eventually: Any
+    cell: str, under: Under, client: Connect, say: Say, inject: Any, eventually: Eventually
 ) -> None:
     """A thread or a process, that is; the worker goes on, and nothing of it stays behind."""
-    program = edge("plain")
+    program = under("plain")
     pid = program.worker(cell)
     inject([pid], "clone,clone3,fork,vfork", "error=EAGAIN:when=1")
     waiting = [client(program.address(cell)) for _ in range(3)]

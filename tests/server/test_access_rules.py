@@ -6,9 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
 
 import pytest
+
+from tests.conftest import Connect
+from tests.server.conftest import Ended, Say, Under
 
 PATIENCE = 30
 ME, MINE = os.geteuid(), os.getegid()
@@ -45,9 +47,9 @@ def come_from(host: str, address: str) -> socket.socket:
     [("127.0.0.1", True), ("127.0.0.9", False), ("127.0.1.4", False), ("127.0.1.5", True)],
 )
 def test_the_longest_match_says_who_comes_in(
-    source: str, may: bool, cell: str, edge: Any, say: Any, ended: Any
+    source: str, may: bool, cell: str, under: Under, say: Say, ended: Ended
 ) -> None:
-    program = edge("networks")
+    program = under("networks")
     with come_from(source, program.address(cell)) as sock:
         address = sock.getsockname()
         if may:
@@ -58,8 +60,8 @@ def test_the_longest_match_says_who_comes_in(
             assert program.handled(cell, address) == 0
 
 
-def test_a_dual_stack_server_knows_ipv4_networks(cell: str, edge: Any, say: Any, ended: Any) -> None:
-    program = edge("dual")
+def test_a_dual_stack_server_knows_ipv4_networks(cell: str, under: Under, say: Say, ended: Ended) -> None:
+    program = under("dual")
     address = program.address(cell).replace("[::]", "127.0.0.1")
     with come_from("127.0.0.2", address) as sock:
         assert say(sock, b"hello") == b"hello"
@@ -75,9 +77,9 @@ def test_a_dual_stack_server_knows_ipv4_networks(cell: str, edge: Any, say: Any,
     [("me", True), ("not-me", False), ("others", False), ("group", True), ("user-first", True)],
 )
 def test_users_of_unix_sockets_are_known(
-    name: str, may: bool, cell: str, edge: Any, client: Any, say: Any, ended: Any
+    name: str, may: bool, cell: str, under: Under, client: Connect, say: Say, ended: Ended
 ) -> None:
-    program = edge(name)
+    program = under(name)
     sock = client("\0" + program.address(cell, "unix").removeprefix("unix:@"))
     if may:
         assert say(sock, b"hello") == b"hello"
@@ -104,8 +106,8 @@ except ConnectionError:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize(("name", "may"), [("me", False), ("not-me", True), ("group", False)])
-def test_so_is_somebody_else(name: str, may: bool, cell: str, edge: Any) -> None:
-    address = edge(name).address(cell, "unix").removeprefix("unix:@")
+def test_so_is_somebody_else(name: str, may: bool, cell: str, under: Under) -> None:
+    address = under(name).address(cell, "unix").removeprefix("unix:@")
     done = subprocess.run(
         [sys.executable, "-c", SOMEBODY, address],
         capture_output=True,
@@ -116,9 +118,9 @@ def test_so_is_somebody_else(name: str, may: bool, cell: str, edge: Any) -> None
     assert done.stdout.strip() == repr(b"hello\n" if may else b"")
 
 
-def test_rules_change_with_a_reload_and_nobody_is_cut(edge: Any, say: Any, ended: Any) -> None:
+def test_rules_change_with_a_reload_and_nobody_is_cut(under: Under, say: Say, ended: Ended) -> None:
     """Whoever is in the middle of something finishes it; whoever comes meets the new rules."""
-    program = edge("live")
+    program = under("live")
     inside = {cell: come_from("127.0.0.1", program.address(cell)) for cell in program.cells}
     for sock in inside.values():
         assert say(sock, b"hello") == b"hello"

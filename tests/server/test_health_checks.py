@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from tests.conftest import Connect, Eventually, Tool
+from tests.server.conftest import Reset, Under
 
 KINDS = ("message", "blocking", "receive", "async")
 PROXY = '[sub.proxy]\ntrusted = ["127.0.0.1/32"]\nheader_timeout = "20s"\n'
@@ -27,8 +30,8 @@ CHECKS = [("plain", ""), ("tls", ""), ("proxy", ""), ("both", "")]
 CHECKS += [(table, header) for table in ("proxy", "both") for header in LOCAL]
 
 
-def counters(edge: Any, table: str, cell: str) -> dict[str, Any]:
-    found: dict[str, Any] = edge(table).server(cell)["counters"]
+def counters(under: Under, table: str, cell: str) -> dict[str, Any]:
+    found: dict[str, Any] = under(table).server(cell)["counters"]
     return found
 
 
@@ -39,35 +42,35 @@ def test_it_is_an_end_like_any_other(
     header: str,
     how: str,
     every_cell: str,
-    edge: Any,
-    client: Any,
-    reset: Callable[[Any], None],
-    eventually: Any,
+    under: Under,
+    client: Connect,
+    reset: Reset,
+    eventually: Eventually,
 ) -> None:
-    before = counters(edge, table, every_cell)
-    sock = client(edge(table).address(every_cell))
+    before = counters(under, table, every_cell)
+    sock = client(under(table).address(every_cell))
     address = sock.getsockname()
     if header:
         sock.sendall(LOCAL[header])
     reset(sock) if how == "reset" else sock.close()
-    eventually(lambda: counters(edge, table, every_cell)["outcomes"] != before["outcomes"])
-    after = counters(edge, table, every_cell)
+    eventually(lambda: counters(under, table, every_cell)["outcomes"] != before["outcomes"])
+    after = counters(under, table, every_cell)
     before["outcomes"]["eof"] = before["outcomes"].get("eof", 0) + 1
     assert after["outcomes"] == before["outcomes"]
     assert [after[name] - before[name] for name in ("errors", "refused")] == [0, 0]
-    assert edge(table).lines(every_cell, address) == []
+    assert under(table).lines(every_cell, address) == []
 
 
 @pytest.mark.parametrize("table", ["plain", "tls", "proxy"])
 def test_who_has_said_something_is_still_told(
-    table: str, every_cell: str, edge: Any, client: Any, reset: Any, eventually: Any
+    table: str, every_cell: str, under: Under, client: Connect, reset: Reset, eventually: Eventually
 ) -> None:
-    sock = client(edge(table).address(every_cell))
+    sock = client(under(table).address(every_cell))
     address = sock.getsockname()
     sock.sendall({"plain": b"hal", "tls": b"\x16\x03\x01\x02\x00", "proxy": b"PROXY TC"}[table])
     reset(sock)
-    eventually(lambda: edge(table).lines(every_cell, address) != [])
-    (line,) = edge(table).lines(every_cell, address)
+    eventually(lambda: under(table).lines(every_cell, address) != [])
+    (line,) = under(table).lines(every_cell, address)
     assert "ended: reset" in line
 
 
@@ -89,13 +92,13 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def checked(edge: Any, tool: Any, tmp_path_factory: Any) -> Iterator[None]:
+def checked(under: Under, tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """HAProxy, which looks after every server in every way."""
     tool("haproxy")
     folder = tmp_path_factory.mktemp("haproxy")
     config = "defaults\n  mode tcp\n  timeout connect 30s\n  timeout client 30s\n  timeout server 30s\n"
     for way, (table, option, words) in WAYS.items():
-        program = edge(table)
+        program = under(table)
         for cell in program.cells:
             address = program.address(cell).removeprefix("tcp://")
             config += f"backend {cell}-{way}\n  {option}\n  server one {address} {words} inter 1s\n"
@@ -117,21 +120,21 @@ def checked(edge: Any, tool: Any, tmp_path_factory: Any) -> Iterator[None]:
 
 @pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("table", TABLES)
-def test_haproxy_looks_after_servers(table: str, edge: Any, eventually: Any) -> None:
+def test_haproxy_looks_after_servers(table: str, under: Under, eventually: Eventually) -> None:
     """Again and again, in all its ways; some of its looks never reach the server at all."""
-    program = edge(table)
-    before = {cell: counters(edge, table, cell) for cell in program.cells}
+    program = under(table)
+    before = {cell: counters(under, table, cell) for cell in program.cells}
     length = len(program.program.log)
 
     def looked(cell: str) -> bool:
-        found = counters(edge, table, cell)["outcomes"].get("eof", 0)
+        found = counters(under, table, cell)["outcomes"].get("eof", 0)
         return bool(found >= before[cell]["outcomes"].get("eof", 0) + 3)
 
     for cell in program.cells:
         eventually(looked, cell)
     log = program.program.log[length:]
     for cell in program.cells:
-        after = counters(edge, table, cell)
+        after = counters(under, table, cell)
         for found in (before[cell], after):
             found["outcomes"].pop("eof", None)
         assert after["outcomes"] == before[cell]["outcomes"], log

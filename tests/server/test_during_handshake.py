@@ -17,6 +17,8 @@ import pytest
 import srvkit
 from srvkit import AsyncHandler, Lines, MessageHandler
 from srvkit.errors import PeerError
+from tests.conftest import Connect, Eventually, RunSrvkit
+from tests.server.conftest import Ended, Say, Secure
 
 PATIENCE = 30
 MUCH = b"x" * 1023
@@ -76,7 +78,7 @@ def begin(certificates: Path) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def asked(client: Any, say: Any, eventually: Any) -> Callable[..., socket.socket]:
+def asked(client: Connect, say: Say, eventually: Eventually) -> Callable[..., socket.socket]:
     """`asked(server, handlers)`: a connection on which the server waits for the client's handshake."""
 
     def ask(server: Any, handlers: list[Any]) -> socket.socket:
@@ -96,7 +98,7 @@ def lines(sock: Any) -> Iterator[bytes]:
 
 @in_process
 def test_every_reply_arrives_before_it(
-    model: str, begin: Any, speaker: Any, client: Any, secure: Any, say: Any
+    model: str, begin: Any, speaker: Any, client: Connect, secure: Secure, say: Say
 ) -> None:
     sock = client(begin(speaker, model).address)
     sock.sendall(b"tls thrice\n")
@@ -106,7 +108,7 @@ def test_every_reply_arrives_before_it(
 
 @in_process
 def test_a_handler_that_raises_has_not_asked_for_it(
-    model: str, begin: Any, speaker: Any, client: Any, caplog: Any
+    model: str, begin: Any, speaker: Any, client: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its connection ends at once, and no handshake is awaited."""
     sock = client(begin(speaker, model).address)
@@ -119,7 +121,7 @@ def test_a_handler_that_raises_has_not_asked_for_it(
 
 @in_process
 def test_close_ends_it(
-    model: str, begin: Any, speaker: Any, asked: Any, secure: Any, say: Any, ended: Any
+    model: str, begin: Any, speaker: Any, asked: Any, secure: Secure, say: Say, ended: Ended
 ) -> None:
     """Be it at once or when the handshake is over: nothing more is answered."""
     sock = asked(begin(speaker, model), speaker.handlers)
@@ -135,7 +137,7 @@ def test_close_ends_it(
 @crowded
 @pytest.mark.parametrize("who", ["thread", "connection"])
 def test_what_others_send_arrives_after_it(
-    who: str, model: str, begin: Any, speaker: Any, asked: Any, client: Any, secure: Any, say: Any
+    who: str, model: str, begin: Any, speaker: Any, asked: Any, client: Connect, secure: Secure, say: Say
 ) -> None:
     server = begin(speaker, model)
     sock = asked(server, speaker.handlers)
@@ -190,7 +192,7 @@ def coroutine() -> type[Coroutine]:
 
 @pytest.mark.parametrize("size", [1, COUNT])
 def test_what_another_task_writes_arrives_after_it(
-    size: int, begin: Any, coroutine: Any, asked: Any, secure: Any
+    size: int, begin: Any, coroutine: Any, asked: Any, secure: Secure
 ) -> None:
     sock = asked(begin(coroutine, "asyncio"), coroutine.handlers)
     (handler,) = coroutine.handlers
@@ -203,7 +205,7 @@ def test_what_another_task_writes_arrives_after_it(
 
 
 def test_a_handshake_that_is_cancelled_ends_the_connection(
-    begin: Any, coroutine: Any, asked: Any, ended: Any, caplog: Any
+    begin: Any, coroutine: Any, asked: Any, ended: Ended, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What comes of it could be neither read in the clear nor decrypted."""
     sock = asked(begin(coroutine, "asyncio"), coroutine.handlers)
@@ -258,7 +260,7 @@ class Careful(Coroutine):
     ids=["stalls", "fails", "succeeds", "closed"],
 )
 def test_the_limits_of_a_coroutine_hold_during_it_and_after(
-    limit: str, said: bytes, settings: Any, results: Any, begin: Any, client: Any, secure: Any
+    limit: str, said: bytes, settings: Any, results: Any, begin: Any, client: Connect, secure: Secure
 ) -> None:
     handler = type("Handler", (Careful,), {"results": queue.Queue(), **settings})
     sock = client(begin(handler, "asyncio", limits={limit: 0.2}).address)
@@ -272,7 +274,7 @@ def test_the_limits_of_a_coroutine_hold_during_it_and_after(
     assert [handler.results.get(timeout=PATIENCE / 2) for _ in results] == results
 
 
-def test_a_task_that_waits_for_it_hears_of_the_end(begin: Any, client: Any, say: Any) -> None:
+def test_a_task_that_waits_for_it_hears_of_the_end(begin: Any, client: Connect, say: Say) -> None:
     """Although the handler is over, and nobody will shake hands."""
 
     class Hasty(Coroutine):
@@ -296,7 +298,7 @@ def test_a_task_that_waits_for_it_hears_of_the_end(begin: Any, client: Any, say:
 
 @pytest.mark.parametrize("model", ["pool", "event", "asyncio"], indirect=True)
 def test_who_is_sent_too_much_meanwhile_ends_behind_it(
-    model: str, begin: Any, speaker: Any, asked: Any, secure: Any, ended: Any
+    model: str, begin: Any, speaker: Any, asked: Any, secure: Secure, ended: Ended
 ) -> None:
     """The handshake is seen through: the server does not go on with a connection that was given back."""
     served = begin(speaker, model)
@@ -345,7 +347,7 @@ handshake_timeout = "2s"
 
 
 def test_a_forked_child_does_the_same(
-    run_srvkit: Any, certificates: Path, client: Any, secure: Any, say: Any
+    run_srvkit: RunSrvkit, certificates: Path, client: Connect, secure: Secure, say: Say
 ) -> None:
     program = run_srvkit(PROGRAM.format(more="", model="forking", folder=certificates), PLUGIN)
     (address,) = program.addresses("speaker")
@@ -363,7 +365,7 @@ def test_a_forked_child_does_the_same(
 
 
 def test_one_that_stalls_does_not_cost_the_worker(
-    run_srvkit: Any, certificates: Path, client: Any, secure: Any, say: Any, ended: Any
+    run_srvkit: RunSrvkit, certificates: Path, client: Connect, secure: Secure, say: Say, ended: Ended
 ) -> None:
     """Though a serial one waits for that client alone, and longer than its heart may stand still."""
     more = 'heartbeat_timeout = "500ms"'

@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import socket
-from typing import Any
+
+from tests.conftest import Connect, RunSrvkit
+from tests.server.conftest import Say, Under
 
 PATIENCE = 30
 TABLES = {"plain": ("",)}
@@ -51,10 +53,10 @@ limits = {{ max_connections = 4 }}
 
 
 def test_who_connects_to_a_worker_that_is_stopped_waits_for_it(
-    cell: str, edge: Any, client: Any, say: Any
+    cell: str, under: Under, client: Connect, say: Say
 ) -> None:
     """The kernel holds the queue; nobody is lost, however long it takes."""
-    program = edge("plain")
+    program = under("plain")
     pid = program.worker(cell)
     with contextlib.ExitStack() as stack:
         os.kill(pid, signal.SIGSTOP)
@@ -77,7 +79,7 @@ def resident(pid: int) -> int:
 
 
 def test_a_flood_of_datagrams_is_handled_four_at_a_time_and_the_rest_dropped(
-    model: str, run_srvkit: Any, client: Any
+    model: str, run_srvkit: RunSrvkit, client: Connect
 ) -> None:
     """From many ports, most of which are gone when the answer comes; memory stays as it is."""
     kind = "blocking" if model in ("serial", "threading", "pool", "gevent") else "message"

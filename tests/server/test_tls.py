@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Connect, Eventually, Start, Tool
+from tests.server.conftest import BothWays, Cells, Context, Echoes, Ended, Peer, Reset, Say, Secure, Under
+
 PATIENCE = 30
 MIB = 1 << 20
 
@@ -55,9 +58,11 @@ TABLES = {"tls": (TLS,), "short": (SHORT,), "once": (ONCE,)}
 
 
 @pytest.fixture
-def connected(edge: Any, client: Any, cell: str) -> Callable[..., socket.socket]:
+def connected(under: Under, client: Connect, cell: str) -> Callable[..., socket.socket]:
     """`connected()`: a connection to the cell, not encrypted yet."""
-    return lambda name="tls", transport="tcp": client(edge(name).address(cell, transport), edge(name).folder)
+    return lambda name="tls", transport="tcp": client(
+        under(name).address(cell, transport), under(name).folder
+    )
 
 
 # Who comes in
@@ -65,7 +70,7 @@ def connected(edge: Any, client: Any, cell: str) -> Callable[..., socket.socket]
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 def test_a_handler_knows_who_speaks(
-    transport: str, cell: str, connected: Any, secure: Any, peer: Any
+    transport: str, cell: str, connected: Any, secure: Secure, peer: Peer
 ) -> None:
     known = peer(secure(connected(transport=transport)))
     assert known["tls"] == ["TLSv1.3", "localhost", None]
@@ -74,9 +79,9 @@ def test_a_handler_knows_who_speaks(
     assert (known["credentials"] is not None) == (transport == "unix")
 
 
-def test_openssl_is_served(tool: Any, edge: Any, cell: str) -> None:
+def test_openssl_is_served(tool: Tool, under: Under, cell: str) -> None:
     tool("openssl")
-    program = edge("tls")
+    program = under("tls")
     with s_client(program, cell, "-quiet", "-CAfile", "ca.pem", "-verify_return_error") as it:
         assert it.stdin and it.stdout
         it.stdin.write(b"hello\n")
@@ -86,7 +91,7 @@ def test_openssl_is_served(tool: Any, edge: Any, cell: str) -> None:
         it.kill()
 
 
-def s_client(program: Any, cell: str, *options: str) -> subprocess.Popen[bytes]:
+def s_client(program: Cells, cell: str, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             "openssl",
@@ -115,11 +120,18 @@ def s_client(program: Any, cell: str, *options: str) -> subprocess.Popen[bytes]:
     ],
 )
 def test_without_a_good_certificate_nobody_comes_in(
-    certificate: str, reason: str, cell: str, edge: Any, connected: Any, secure: Any, echoes: Any, ended: Any
+    certificate: str,
+    reason: str,
+    cell: str,
+    under: Under,
+    connected: Any,
+    secure: Secure,
+    echoes: Echoes,
+    ended: Ended,
 ) -> None:
     sock = connected()
     address = sock.getsockname()
-    edge("tls").connects(cell, address)
+    under("tls").connects(cell, address)
     try:
         encrypted = secure(
             sock, certificate
@@ -129,9 +141,9 @@ def test_without_a_good_certificate_nobody_comes_in(
             encrypted.recv(100)
     except (ssl.SSLError, ConnectionError):
         pass
-    edge("tls").said(cell, address, f"ended: bad-tls: {reason}")
-    echoes(edge("tls"), cell)
-    assert edge("tls").handled(cell, address) == 0
+    under("tls").said(cell, address, f"ended: bad-tls: {reason}")
+    echoes(under("tls"), cell)
+    assert under("tls").handled(cell, address) == 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +157,7 @@ def test_without_a_good_certificate_nobody_comes_in(
     ],
 )
 def test_the_name_chooses_the_certificate(
-    name: str, presented: str, cell: str, connected: Any, context: Any, say: Any
+    name: str, presented: str, cell: str, connected: Any, context: Context, say: Say
 ) -> None:
     made = context()
     made.check_hostname = False
@@ -156,7 +168,7 @@ def test_the_name_chooses_the_certificate(
 
 @pytest.mark.parametrize(("offers", "chosen"), [(["h2", "edge/1"], "edge/1"), (["h2"], None)])
 def test_the_protocol_is_agreed_on(
-    offers: list[str], chosen: str | None, cell: str, connected: Any, context: Any, say: Any
+    offers: list[str], chosen: str | None, cell: str, connected: Any, context: Context, say: Say
 ) -> None:
     made = context()
     made.set_alpn_protocols(offers)
@@ -167,10 +179,10 @@ def test_the_protocol_is_agreed_on(
 
 @pytest.mark.parametrize(("name", "version"), [("tls", "-tls1_1"), ("short", "-tls1_2")])
 def test_older_versions_are_refused(
-    name: str, version: str, tool: Any, cell: str, edge: Any, secure: Any, connected: Any, say: Any
+    name: str, version: str, tool: Tool, cell: str, under: Under, secure: Secure, connected: Any, say: Say
 ) -> None:
     tool("openssl")
-    program = edge(name)
+    program = under(name)
     with s_client(program, cell, version, "-cipher", "ALL@SECLEVEL=0") as it:
         said, _ = it.communicate(b"hello\n", PATIENCE)
     assert it.returncode != 0
@@ -178,25 +190,25 @@ def test_older_versions_are_refused(
     assert say(secure(connected(name)), b"hello") == b"hello"
 
 
-def test_nothing_is_negotiated_anew(tool: Any, cell: str, edge: Any, echoes: Any) -> None:
+def test_nothing_is_negotiated_anew(tool: Tool, cell: str, under: Under, echoes: Echoes) -> None:
     tool("openssl")
-    with s_client(edge("tls"), cell, "-tls1_2") as it:
+    with s_client(under("tls"), cell, "-tls1_2") as it:
         said, _ = it.communicate(b"R\n", PATIENCE)
     assert b"RENEGOTIATING" in said
     assert b"no renegotiation" in said
-    echoes(edge("tls"), cell)
+    echoes(under("tls"), cell)
 
 
 # What is said
 
 
-def test_much_is_said_both_ways_at_once(connected: Any, secure: Any, both_ways: Any) -> None:
+def test_much_is_said_both_ways_at_once(connected: Any, secure: Secure, both_ways: BothWays) -> None:
     said = (bytes(range(11, 256)) * 200 + b"\n") * (10 * MIB // 49001)
     assert both_ways(secure(connected()), said, len(said)) == said
 
 
 @pytest.mark.parametrize("how", ["announced", "not announced"])
-def test_who_has_said_all_is_still_answered(how: str, cell: str, connected: Any, context: Any) -> None:
+def test_who_has_said_all_is_still_answered(how: str, cell: str, connected: Any, context: Context) -> None:
     """The client ends its half at once; the whole reply follows, and then the server's announced end."""
     sock = connected()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -238,7 +250,7 @@ def test_who_has_said_all_is_still_answered(how: str, cell: str, connected: Any,
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_comes_with_the_end_of_the_handshake_is_answered(
-    ends: bool, connected: Any, context: Any
+    ends: bool, connected: Any, context: Context
 ) -> None:
     """The first message, and even the end, in one piece with the client's last part of it."""
     sock = connected()
@@ -270,9 +282,9 @@ def test_what_comes_with_the_end_of_the_handshake_is_answered(
 
 
 def test_a_handshake_that_stalls_is_cut_and_holds_up_nobody(
-    edge: Any, client: Any, hello: bytes, secure: Any, ended: Any, peer: Any
+    under: Under, client: Connect, hello: bytes, secure: Secure, ended: Ended, peer: Peer
 ) -> None:
-    program = edge("short")
+    program = under("short")
     stalled = [(cell, client(program.address(cell))) for cell in program.cells for _ in range(4)]
     for number, (_, sock) in enumerate(stalled):
         if number % 2:
@@ -297,37 +309,44 @@ def test_a_handshake_that_stalls_is_cut_and_holds_up_nobody(
     ],
 )
 def test_what_is_no_tls_never_reaches_a_handler(
-    said: bytes, reason: str, cell: str, edge: Any, connected: Any, echoes: Any, ended: Any
+    said: bytes, reason: str, cell: str, under: Under, connected: Any, echoes: Echoes, ended: Ended
 ) -> None:
     sock = connected()
     address = sock.getsockname()
-    edge("tls").connects(cell, address)
+    under("tls").connects(cell, address)
     sock.sendall(said)
     assert b"hello" not in ended(sock)
-    edge("tls").said(cell, address, f"ended: bad-tls: {reason}")
-    echoes(edge("tls"), cell)
-    assert edge("tls").handled(cell, address) == 0
+    under("tls").said(cell, address, f"ended: bad-tls: {reason}")
+    echoes(under("tls"), cell)
+    assert under("tls").handled(cell, address) == 0
 
 
 @pytest.mark.parametrize("said", [b"hello\n", "half"])
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_who_leaves_before_the_handshake_was_never_there(
-    said: Any, how: str, cell: str, edge: Any, connected: Any, hello: bytes, echoes: Any, reset: Any
+    said: Any, how: str, cell: str, under: Under, connected: Any, hello: bytes, echoes: Echoes, reset: Reset
 ) -> None:
     """What was sent in the clear behind it is not taken for what was sent encrypted, either."""
     sock = connected()
     address = sock.getsockname()
-    edge("tls").connects(cell, address)
+    under("tls").connects(cell, address)
     sock.sendall(hello[:50] if said == "half" else said)
     reset(sock) if how == "reset" else sock.close()
-    edge("tls").said(cell, address, "ended: (bad-tls|reset)")
-    echoes(edge("tls"), cell)
-    assert edge("tls").handled(cell, address) == 0
+    under("tls").said(cell, address, "ended: (bad-tls|reset)")
+    echoes(under("tls"), cell)
+    assert under("tls").handled(cell, address) == 0
 
 
 @pytest.mark.parametrize("said", [b"hal", b"big 104857600\n"])
 def test_a_reset_of_an_encrypted_connection_is_one_line(
-    said: bytes, cell: str, edge: Any, connected: Any, secure: Any, say: Any, echoes: Any, reset: Any
+    said: bytes,
+    cell: str,
+    under: Under,
+    connected: Any,
+    secure: Secure,
+    say: Say,
+    echoes: Echoes,
+    reset: Reset,
 ) -> None:
     sock = secure(connected())
     address = sock.getsockname()
@@ -336,14 +355,14 @@ def test_a_reset_of_an_encrypted_connection_is_one_line(
     if said.endswith(b"\n"):
         sock.recv(1000)
     reset(sock)
-    edge("tls").said(cell, address, "ended: reset")
-    echoes(edge("tls"), cell)
+    under("tls").said(cell, address, "ended: reset")
+    echoes(under("tls"), cell)
 
 
 def test_those_who_wait_are_among_the_connections(
-    cell: str, edge: Any, connected: Any, eventually: Any
+    cell: str, under: Under, connected: Any, eventually: Eventually
 ) -> None:
-    program = edge("tls")
+    program = under("tls")
     sock = connected()
     host, port = sock.getsockname()
 
@@ -364,10 +383,10 @@ def test_those_who_wait_are_among_the_connections(
 
 
 def test_a_client_that_says_nothing_is_let_go(
-    edge: Any, client: Any, secure: Any, say: Any, ended: Any
+    under: Under, client: Connect, secure: Secure, say: Say, ended: Ended
 ) -> None:
     """Be it from the beginning or later on."""
-    program = edge("short")
+    program = under("short")
     silent = []
     for cell in program.cells:
         sock = secure(client(program.address(cell)), "")
@@ -381,8 +400,8 @@ def test_a_client_that_says_nothing_is_let_go(
         program.said(cell, sock.getsockname(), f"ended: {why}")
 
 
-def test_so_is_one_that_does_not_read(edge: Any, client: Any, secure: Any, ended: Any) -> None:
-    program = edge("short")
+def test_so_is_one_that_does_not_read(under: Under, client: Connect, secure: Secure, ended: Ended) -> None:
+    program = under("short")
     socks = []
     for cell in program.cells:
         sock = client(program.address(cell))
@@ -395,16 +414,16 @@ def test_so_is_one_that_does_not_read(edge: Any, client: Any, secure: Any, ended
         sock.close()
 
 
-def test_a_message_has_its_size(bounded_cell: str, edge: Any, client: Any, secure: Any) -> None:
-    sock = secure(client(edge("short").address(bounded_cell)), "")
+def test_a_message_has_its_size(bounded_cell: str, under: Under, client: Connect, secure: Secure) -> None:
+    sock = secure(client(under("short").address(bounded_cell)), "")
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         for _ in range(16):
             sock.sendall(b"a" * 65536)
-    edge("short").said(bounded_cell, sock.getsockname(), "ended: bad-message")
+    under("short").said(bounded_cell, sock.getsockname(), "ended: bad-message")
 
 
-def test_a_client_that_trickles_does_not_escape(edge: Any, client: Any, secure: Any) -> None:
-    program = edge("once")
+def test_a_client_that_trickles_does_not_escape(under: Under, client: Connect, secure: Secure) -> None:
+    program = under("once")
     dribblers = {}
     for cell in program.cells:
         sock = secure(client(program.address(cell)), "")
@@ -437,9 +456,11 @@ RELOADED = {"reload": (TLS.replace('client_ca = "ca.pem"\n', ""),)}
 TABLES |= RELOADED
 
 
-def test_certificates_are_renewed_and_nobody_is_cut(edge: Any, client: Any, secure: Any, say: Any) -> None:
+def test_certificates_are_renewed_and_nobody_is_cut(
+    under: Under, client: Connect, secure: Secure, say: Say
+) -> None:
     """Connections that have begun a message go on where they are; broken certificates change nothing."""
-    program = edge("reload")
+    program = under("reload")
     config = program.folder / "srvkit.toml"
 
     def connect(cell: str) -> ssl.SSLSocket:
@@ -541,7 +562,7 @@ srvkit.toml:36: server.datagrams.tls: only streams (tcp, unix) can have it, not 
 
 
 def test_every_problem_with_certificates_has_its_place(
-    tool: Any, start: Any, certificates: Path, tmp_path: Path
+    tool: Tool, start: Start, certificates: Path, tmp_path: Path
 ) -> None:
     tool("openssl")
     for name, source in (("server", "server"), ("other", "one")):

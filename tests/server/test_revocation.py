@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import trustme
 
+from tests.conftest import Connect, RevocationList
+from tests.server.conftest import Say, Secure, Under
+
 TLS = """
 [sub.tls]
 cert = "server.pem"
@@ -22,7 +25,7 @@ TABLES = {"revoked": (TLS,)}
 
 
 @pytest.fixture(scope="session")
-def certificates(tmp_path_factory: Any, revocation_list: Any) -> Path:
+def certificates(tmp_path_factory: pytest.TempPathFactory, revocation_list: RevocationList) -> Path:
     """A folder: ca, server, other; client and revoked, of the authority, of one below it, and of one that
     was revoked itself."""
     folder: Path = tmp_path_factory.mktemp("revocation")
@@ -47,12 +50,12 @@ def certificates(tmp_path_factory: Any, revocation_list: Any) -> Path:
 
 
 @pytest.fixture
-def comes_in(edge: Any, client: Any, secure: Any, say: Any) -> Callable[..., bool]:
+def comes_in(under: Under, client: Connect, secure: Secure, say: Say) -> Callable[..., bool]:
     """`comes_in(cell, "client-root")`: whether a client with this certificate is answered."""
 
     def comes_in(cell: str, certificate: str, name: str = "localhost") -> bool:
         try:
-            with secure(client(edge("revoked").address(cell)), certificate, name) as sock:
+            with secure(client(under("revoked").address(cell)), certificate, name) as sock:
                 return bool(say(sock, b"hello") == b"hello")
         except (ssl.SSLError, ConnectionError):
             return False
@@ -71,8 +74,8 @@ def test_an_authority_below_has_its_own_list(cell: str, comes_in: Any) -> None:
     assert not comes_in(cell, "revoked-good")
 
 
-def test_an_authority_that_was_revoked_vouches_for_nobody(cell: str, comes_in: Any, edge: Any) -> None:
+def test_an_authority_that_was_revoked_vouches_for_nobody(cell: str, comes_in: Any, under: Under) -> None:
     assert not comes_in(cell, "client-bad")
-    edge("revoked").program.wait_for(
+    under("revoked").program.wait_for(
         f"{cell}: .* ended: bad-tls: the client's certificate is not accepted: certificate revoked"
     )
