@@ -27,10 +27,12 @@ LOOPBACK = ("127.0.0.1", 0)
 PATIENCE = 60  # seconds before something counts as hung
 
 
-def run_program(program: str, replacement: str, *arguments: str, folder: Path) -> str:
-    """Run a function of drop_in_programs.py in a process of its own; return what it printed."""
+def run_program(
+    program: str, replacement: str, *arguments: str, folder: Path, file: str = "drop_in_programs.py"
+) -> str:
+    """Run a function of a file in a process of its own; return what it printed."""
     done = subprocess.run(
-        [sys.executable, HERE / "drop_in_programs.py", program, replacement, *arguments],
+        [sys.executable, HERE / file, program, replacement, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
@@ -113,7 +115,8 @@ def test_the_steps_are_those_of_the_standard_library(server: str, case: str, tmp
     for library in ("socketserver", "srvkit"):
         folder = tmp_path / library
         folder.mkdir()
-        traces.append(json.loads(run_program("steps", "", library, server, case, folder=folder)))
+        told = run_program("steps", "", library, server, case, folder=folder, file="drop_in_steps.py")
+        traces.append(json.loads(told))
     original, ours = traces
     assert original["main"]
     assert ours == original
@@ -123,7 +126,9 @@ def test_the_steps_are_those_of_the_standard_library(server: str, case: str, tmp
 def test_a_forked_child_ends_as_the_standard_librarys(server: str, tmp_path: Path) -> None:
     """With the same exit status, however its handler ended: programs count failures by it."""
     original, ours = (
-        json.loads(run_program("exit_statuses", "", library, server, folder=tmp_path))
+        json.loads(
+            run_program("exit_statuses", "", library, server, folder=tmp_path, file="drop_in_steps.py")
+        )
         for library in ("socketserver", "srvkit")
     )
     assert len(set(original.values())) == 4
@@ -235,7 +240,7 @@ def test_servers_and_handlers_of_both_libraries_fit_each_other(
     server: str, of_server: str, of_handler: str, tmp_path: Path
 ) -> None:
     """Every server class serves the handlers of either library."""
-    run_program("echo", "", of_server, of_handler, server, folder=tmp_path)
+    run_program("echo", "", of_server, of_handler, server, folder=tmp_path, file="drop_in_steps.py")
 
 
 # Names, signatures, defaults

@@ -3,85 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import srvkit
-
-HANDLERS = """
-import json, os
-import srvkit
-
-def inherited():
-    links = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{name}"))
-        except OSError:  # the descriptor of the listing itself
-            pass
-    return json.dumps({"pid": os.getpid(), "fds": links}).encode() + b"\\n"
-
-class Stream(srvkit.StreamRequestHandler):
-    def handle(self):
-        for line in self.rfile:
-            if line == b"fail\\n":
-                raise ValueError("a mistake")
-            if line == b"exit\\n":
-                raise SystemExit(3)
-            self.wfile.write(inherited())
-
-class Datagram(srvkit.DatagramRequestHandler):
-    def handle(self):
-        self.wfile.write(inherited())
-
-@srvkit.hookimpl
-def srvkit_handlers():
-    return {"stream": Stream, "datagram": Datagram}
-"""
-BARE = (
-    HANDLERS
-    + """
-import signal, subprocess, sys, threading
-class Server(srvkit.ForkingTCPServer):
-    max_children = 2
-before = lambda: None
-after = lambda: None
-# more
-server = Server(("127.0.0.1", 0), Stream)
-signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
-before()
-print(f" test: listening on tcp://127.0.0.1:{server.server_address[1]}")
-server.serve_forever()
-print("out of the loop")
-server.server_close()
-after()
-"""
-)
-COMPOSED = """
-[server.test]
-listen = "tcp://127.0.0.1:0"
-handler = "stream"
-concurrency = { name = "forking", max_children = 2 }
-"""
-ANOTHER = """
-[server.another]
-listen = ["unix:another.sock", "tcp://127.0.0.1:0"]
-handler = "stream"
-concurrency = "forking"
-
-[server.threads]
-listen = "tcp://127.0.0.1:0"
-handler = "stream"
-concurrency = "threading"
-"""
+from tests.concurrency.forking_programs import ANOTHER, BARE, COMPOSED, HANDLERS, ask, parent_of
 
 
 @pytest.fixture(params=["bare", "alone", "beside others"])
@@ -92,19 +22,8 @@ def forking(request: Any, run_srvkit: Any, run_code: Any) -> Any:
     return run_srvkit(COMPOSED + (ANOTHER if request.param == "beside others" else ""), HANDLERS)
 
 
-def ask(sock: socket.socket, line: bytes = b"hello\n") -> dict[str, Any]:
-    sock.sendall(line)
-    with sock.makefile("rb") as answers:
-        found: dict[str, Any] = json.loads(answers.readline())
-    return found
-
-
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def test_each_connection_has_a_child_of_its_own(forking: Any, client: Any) -> None:
@@ -383,97 +302,6 @@ def test_handle_request_waits_for_room_and_leaves_nobody_behind(run_code: Any, c
         ask(three)
     assert program.ended() == 0
     program.wait_for(r"^children: set\(\) $")
-
-
-# Nothing forks beside threads
-
-
-def test_a_plugin_that_starts_threads_when_imported_keeps_a_forking_server_from_starting(
-    run_srvkit: Any,
-) -> None:
-    program = run_srvkit(
-        COMPOSED,
-        HANDLERS + "import threading, time\n"
-        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
-    )
-    assert program.ended() == 3
-    (line,) = program.log.splitlines()
-    assert "a plugin started threads when it was imported" in line
-
-
-@pytest.mark.parametrize("mode", [[], ["--single"]])
-def test_a_thread_that_startup_leaves_keeps_it_from_starting(mode: list[str], run_srvkit: Any) -> None:
-    """It would be listening, and refuse every connection for as long as the thread lasts."""
-    program = run_srvkit(
-        COMPOSED,
-        HANDLERS.replace(
-            "class Stream(srvkit.StreamRequestHandler):",
-            "class Stream(srvkit.StreamRequestHandler):\n"
-            "    @classmethod\n"
-            "    def startup(cls, server):\n"
-            "        import threading, time\n"
-            "        threading.Thread(target=time.sleep, args=(60,), name='pinging', daemon=True).start()\n",
-        ),
-        *mode,
-    )
-    assert program.ended() == 3
-    assert "could not start: RuntimeError: not forking beside other threads (pinging)" in program.log
-    assert "listening" not in program.log
-
-
-def test_a_thread_that_appears_later_makes_it_refuse_connections(run_srvkit: Any, client: Any) -> None:
-    """Each of them is closed, and the log says why."""
-    program = run_srvkit(
-        COMPOSED,
-        HANDLERS + "import threading, time\n"
-        "@srvkit.hookimpl\n"
-        "def srvkit_verify_request(request):\n"
-        "    threading.Thread(target=time.sleep, args=(60,), name='surprise', daemon=True).start()\n",
-    )
-    with client(program.addresses("test")[0]) as sock:
-        assert sock.recv(1) == b""
-    program.wait_for(r"not forking beside other threads \(surprise\)")
-
-
-def test_a_bare_class_forks_beside_threads(run_code: Any, client: Any) -> None:
-    """As in the standard library: whoever writes the program knows what it does."""
-    program = run_code(
-        BARE.replace(
-            "# more",
-            "import time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
-        )
-    )
-    with client(program.addresses("test")[0]) as sock:
-        assert ask(sock)
-
-
-def test_embedding_a_forking_server_beside_threads_is_refused() -> None:
-    stop = threading.Event()
-    thread = threading.Thread(target=stop.wait, name="beside")
-    thread.start()
-    try:
-        with pytest.raises(srvkit.ConfigError, match=r"beside other threads \(.*beside.*\) is not safe"):
-            srvkit.serve(srvkit.StreamRequestHandler, "tcp://127.0.0.1:0", concurrency="forking")
-    finally:
-        stop.set()
-        thread.join()
-
-
-def test_an_embedded_forking_server_runs_in_a_process_of_its_own(run_code: Any, client: Any) -> None:
-    program = run_code(
-        HANDLERS + "import signal\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
-        "with srvkit.serve(Stream, 'tcp://127.0.0.1:0', concurrency='forking') as server:\n"
-        "    print(f' test: listening on tcp://127.0.0.1:{server.address[1]}')\n"
-        "    signal.sigwait({signal.SIGUSR1})\n"
-        "    print('all had finished:', server.stop(30))\n"
-    )
-    with client(program.addresses("test")[0]) as sock:
-        child = ask(sock)["pid"]
-        assert parent_of(parent_of(child)) == program.pid
-    os.kill(program.pid, signal.SIGUSR1)
-    assert program.ended() == 0
-    program.wait_for("all had finished: True")
 
 
 def test_a_signal_in_the_first_moment_of_a_child_is_the_childs(run_code: Any, client: Any) -> None:

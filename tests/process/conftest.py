@@ -399,3 +399,20 @@ def available() -> Callable[[str], None]:
             pytest.fail(reason) if os.environ.get("SRVKIT_REQUIRE_TOOLS") == "1" else pytest.skip(reason)
 
     return check
+
+
+def open_descriptors() -> set[int]:
+    # The one that the listing itself had is gone when it is looked at again.
+    return {int(fd) for fd in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{fd}").is_symlink()}
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """See that the test leaves no thread and no descriptor in this process."""
+    threads = set(threading.enumerate())
+    before = open_descriptors()
+    yield
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert open_descriptors() <= before  # others' may have been collected meanwhile

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from srvkit.net.event_loop import EventLoop
-from srvkit.process.control_client import ControlError, NotRunning, ask
+from srvkit.process.control_client import ControlError, ask
 from srvkit.process.runtime_paths import PlaceError
 from srvkit.process.supervisor import control_server as control
 from srvkit.process.supervisor.control_server import MOST_CLIENTS, MOST_REQUEST, ControlSocket
@@ -26,7 +26,6 @@ from srvkit.process.supervisor.fault_barrier import GuardedLoop
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30
 NOBODY = 65534
-
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -462,46 +461,6 @@ def test_who_may_not_connect_is_told_whom_to_ask(supervisor):
         check=True,
     )
     assert done.stdout == "1 c.sock is another user's: ask as that user, or as root\n"
-
-
-def test_asking_where_nobody_is(tmp_path):
-    with pytest.raises(NotRunning) as refused:
-        ask(tmp_path / "c.sock", {"do": "status"})
-    said = f"srvkit is not running with this configuration (no control socket at {tmp_path}/c.sock)"
-    assert (str(refused.value), refused.value.exit_status) == (said, 3)
-    with socket.socket(socket.AF_UNIX) as crashed:
-        crashed.bind(str(tmp_path / "c.sock"))
-    with pytest.raises(NotRunning, match="nobody listens at"):
-        ask(tmp_path / "c.sock", {"do": "status"})
-
-
-@pytest.mark.parametrize(
-    ("says", "error"),
-    [
-        (b"", "ended before it answered"),
-        (b"[]\n", "gave an answer that makes no sense"),
-        (b"{", "gave an answer that makes no sense"),
-        (None, r"does not answer within 0\.05 s"),
-    ],
-)
-def test_asking_something_that_is_no_srvkit(says, error, tmp_path):
-    with socket.socket(socket.AF_UNIX) as listening, contextlib.ExitStack() as stack:
-        listening.bind(str(tmp_path / "c.sock"))
-        listening.listen()
-
-        def respond() -> None:
-            sock = stack.enter_context(listening.accept()[0])
-            if says is not None:
-                sock.recv(1000)
-                sock.sendall(says)
-                sock.close()
-
-        thread = threading.Thread(target=respond)
-        thread.start()
-        with pytest.raises(ControlError, match=error) as refused:
-            ask(tmp_path / "c.sock", {"do": "status"}, 0.05 if says is None else PATIENCE)
-        assert refused.value.exit_status == 1
-        thread.join(PATIENCE)
 
 
 def test_one_that_cannot_be_watched_leaves_no_file(tmp_path, monkeypatch):

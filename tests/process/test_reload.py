@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import signal
 import socket
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.process.talking_servers import server
+
 MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
-
-
-def server(
-    model: str = "threading", name: str = "a", listen: str = "tcp://127.0.0.1:0", more: str = ""
-) -> str:
-    return f'[server.{name}]\nlisten = "{listen}"\nhandler = "talk"\nconcurrency = "{model}"\n{more}\n'
 
 
 def in_thread(call, *arguments, **more):
@@ -236,7 +229,7 @@ def test_every_request_is_answered_on_other_transports(listen, managed, load):
 
 
 def test_the_listening_socket_stays_the_same(managed):
-    managed.write(server(listen="unix:a.sock") + server(name="b"))
+    managed.write(server("threading", listen="unix:a.sock") + server("threading", name="b"))
     managed.begin()
     before = (managed.folder / "a.sock").stat().st_ino, managed.address("b")
     managed.reload()
@@ -251,23 +244,23 @@ def test_changed_code_is_served_also_when_neither_size_nor_time_show_it(managed,
     plugin = talking.replace('b"one"', 'b"one" + __import__("helper").NAME')
     helper.write_text('NAME = b"alpha"\n')
     os.utime(helper, (1_000_000_000, 1_000_000_000))
-    managed.write(server(), plugin)
+    managed.write(server("threading"), plugin)
     os.utime(managed.folder / "plugin.py", (1_000_000_000, 1_000_000_000))
     managed.begin()
     assert managed.answer().startswith(b"hello onealpha ")
     helper.write_text('NAME = b"gamma"\n')
     os.utime(helper, (1_000_000_000, 1_000_000_000))
-    managed.write(server(), plugin.replace('b"one"', 'b"two"'))
+    managed.write(server("threading"), plugin.replace('b"one"', 'b"two"'))
     os.utime(managed.folder / "plugin.py", (1_000_000_000, 1_000_000_000))
     managed.reload()
     assert managed.answer().startswith(b"hello twogamma ")
 
 
 def test_an_added_server_is_bound_before_a_removed_one_goes(managed, eventually):
-    managed.write(server(listen="unix:a.sock"))
+    managed.write(server("threading", listen="unix:a.sock"))
     managed.begin()
     gate = managed.gate()
-    managed.write(server(name="b", listen="unix:b.sock"))
+    managed.write(server("threading", name="b", listen="unix:b.sock"))
     reloaded = in_thread(managed.ask, do="reload", all=True)
     gate.reached()
     assert (managed.folder / "b.sock").exists()
@@ -282,13 +275,13 @@ def test_an_added_server_is_bound_before_a_removed_one_goes(managed, eventually)
 @pytest.mark.parametrize("model", ["serial", "forking"])
 def test_the_queue_of_a_removed_server_is_served(model, managed, eventually):
     more = "" if model == "serial" else "limits = { max_connections = 1 }"
-    managed.write(server(model, listen="unix:a.sock", more=more) + server(name="b"))
+    managed.write(server(model, listen="unix:a.sock", more=more) + server("threading", name="b"))
     managed.begin()
     gate = managed.gate("release")
     with managed.talk(b"hold", "unix:a.sock") as held:
         assert held.readline() == b"holding\n"
         queued = [managed.talk(b"%d" % number, "unix:a.sock") for number in range(3)]
-        managed.write(server(name="b"))
+        managed.write(server("threading", name="b"))
         managed.reload()
         eventually(lambda: not (managed.folder / "a.sock").exists())
         gate.open()
@@ -300,10 +293,10 @@ def test_the_queue_of_a_removed_server_is_served(model, managed, eventually):
 
 
 def test_a_server_that_moves_is_reached_at_its_new_address(managed):
-    managed.write(server())
+    managed.write(server("threading"))
     managed.begin()
     before = managed.address()
-    managed.write(server(listen="tcp://127.0.0.2:0"))
+    managed.write(server("threading", listen="tcp://127.0.0.2:0"))
     managed.reload()
     assert managed.address().startswith("tcp://127.0.0.2:")
     assert managed.answer().startswith(b"hello ")
@@ -324,10 +317,12 @@ def test_another_model_and_more_workers(managed, eventually):
 
 
 def test_limits_and_the_log_take_their_new_settings(managed):
-    managed.write(server())
+    managed.write(server("threading"))
     managed.begin()
     assert managed.answer(b"x" * 50).startswith(b"xxx")
-    managed.write(server(more="limits.max_message = 20") + '[logging]\nlevel = "debug"\nformat = "json"\n')
+    managed.write(
+        server("threading", more="limits.max_message = 20") + '[logging]\nlevel = "debug"\nformat = "json"\n'
+    )
     managed.reload()
     assert managed.answer(b"x" * 50) == b""
     managed.program.wait_for(r'^\{.*"level": ?"debug"')
@@ -335,167 +330,11 @@ def test_limits_and_the_log_take_their_new_settings(managed):
     assert managed.program.log.splitlines()[-1].startswith("{")
 
 
-# ---- what is broken
-
-GOOD = server()
-TAKEN = "the address that is taken"
-BROKEN = {
-    "syntax": (lambda s, p: ("[server.a", p), r"srvkit\.toml:\d+"),
-    "key": (
-        lambda s, p: (s + 'workerz = "auto"\n', p),
-        "server.a.workerz: unknown key, did you mean 'workers'",
-    ),
-    "type": (lambda s, p: (s + "workers = true\n", p), "server.a.workers"),
-    "handler": (lambda s, p: (s.replace('"talk"', '"tlak"'), p), "tlak"),
-    "model": (lambda s, p: (s.replace('"talk"', '"block"').replace("threading", "event"), p), "event"),
-    "address": (lambda s, p: (s + server(name="b", listen=TAKEN), p), "in use"),
-    "name": (lambda s, p: (s, p), r"plugin.py: offers handler '\w+', and so does plugin second.py"),
-    "missing": (lambda s, p: (s, "import no_such_module\n" + p), "plugin.py.*no_such_module"),
-    "code": (lambda s, p: (s, p + "\ndef broken(:\n"), "plugin.py.*SyntaxError"),
-    "exit": (lambda s, p: (s, "import sys\nsys.exit(0)\n"), "plugin.py.*SystemExit"),
-    "abrupt": (lambda s, p: (s, "import os\nos._exit(0)\n"), "ended with status 0"),
-    "crash": (lambda s, p: (s, "import ctypes\nctypes.string_at(0)\n"), "was killed by SIGSEGV"),
-    "hanging": (lambda s, p: (s, "import time\ntime.sleep(1000)\n"), "within ready_timeout"),
-    "startup": (
-        lambda s, p: (s, p.replace('wait_at("gate")', 'raise OSError("no database")')),
-        "no database",
-    ),
-    "never": (lambda s, p: (s, p.replace('wait_at("gate")', "time.sleep(1000)")), "a: not ready within"),
-    "death": (lambda s, p: (s, p.replace('wait_at("gate")', "os._exit(9)")), "a: .*status 9"),
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_broken_changes_nothing_and_is_said_to_whoever_asked(kind, managed, talking):
-    breaking, said = BROKEN[kind]
-    managed.write(GOOD)
-    managed.begin()
-    before, address = managed.workers(), managed.address()
-    servers, plugin = breaking(GOOD, talking)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        servers = servers.replace(TAKEN, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
-        general = 'ready_timeout = "700ms"' if kind in ("hanging", "never") else ""
-        managed.write(servers, plugin, general)
-        if kind == "name":
-            (managed.folder / "second.py").write_text(talking)
-            config = managed.folder / "srvkit.toml"
-            config.write_text(config.read_text().replace('["plugin.py"]', '["second.py", "plugin.py"]'))
-        done = managed.command("reload")
-    assert done.returncode == 1, done
-    assert done.stdout == ""
-    assert re.search(said, done.stderr), done.stderr
-    assert all(line.startswith("srvkit: ") for line in done.stderr.splitlines())
-    for line in done.stderr.splitlines():
-        managed.program.wait_for(re.escape(line.removeprefix("srvkit: ")))
-    status = managed.ask(do="status")
-    assert status["generation"] == 1
-    assert status["last_reload"]["ok"] is False
-    assert managed.workers() == before
-    assert managed.address() == address
-    assert managed.answer().startswith(b"hello ")
-    managed.write(GOOD)
-    managed.reload()
-    assert managed.answer().startswith(b"hello ")
-    assert managed.program.end() == 0
-
-
-def test_every_error_of_a_file_is_in_the_answer(managed):
-    managed.write(server())
-    managed.begin()
-    managed.write(server(more='workerz = 1\nhandlr = "x"') + '[logging]\nlevel = "loud"\n')
-    errors = managed.ask(do="reload")["errors"]
-    assert len(errors) == 3
-    assert all(re.search(r"srvkit\.toml:\d+: ", line) for line in errors)
-
-
-def test_a_file_that_is_gone_changes_nothing(managed):
-    managed.write(server())
-    managed.begin()
-    before = managed.workers()
-    (managed.folder / "srvkit.toml").unlink()
-    managed.hup()
-    managed.program.wait_for("reload failed; still serving the previous configuration$")
-    assert managed.workers() == before
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        'pid_file = "no/folder/a.pid"',
-        'pid_file = "plugin.py"',
-        'control = "no/folder/a.sock"',
-        'control = "plugin.py"',
-    ],
-)
-def test_a_place_that_cannot_be_had_fails_the_reload(place, managed):
-    managed.write(server(), general='pid_file = "old.pid"')
-    managed.begin()
-    managed.write(server(), general=place)
-    answer = managed.ask(do="reload")
-    assert not answer["ok"]
-    assert len(answer["errors"]) == 1 and re.search("cannot be (made|written)", answer["errors"][0])
-    assert (managed.folder / "old.pid").read_text() == f"{managed.program.pid}\n"
-    assert managed.ask(do="status")["generation"] == 1
-    assert managed.program.end() == 0
-    assert "Traceback" not in managed.program.log
-
-
-def test_places_that_a_failed_reload_had_taken_are_given_back(managed, talking, eventually):
-    managed.write(server())
-    managed.begin()
-    before = managed.ask(do="status")["pid"]
-    fds = Path(f"/proc/{before}/fd")
-    count = len(list(fds.iterdir()))
-    places = 'pid_file = "new.pid"\ncontrol = "new.sock"'
-    managed.write(server(), talking.replace('wait_at("gate")', "raise OSError('no database')"), places)
-    assert "no database" in managed.ask(do="reload")["errors"][0]
-    assert not list(managed.folder.glob("new.*"))
-    eventually(lambda: len(list(fds.iterdir())) <= count)
-    managed.write(server(), talking, places)
-    assert managed.ask(do="reload")["ok"]
-    assert (managed.folder / "new.pid").read_text() == f"{before}\n"
-    assert managed.command("status").returncode == 0
-    assert (managed.folder / "new.sock").is_socket()
-    assert managed.program.end() == 0
-    assert not list(managed.folder.glob("new.*"))
-
-
-def test_what_a_failed_reload_had_bound_is_free_again(managed, talking):
-    managed.write(server())
-    managed.begin()
-    managed.write(
-        server() + server(name="b", listen="unix:b.sock"),
-        talking.replace('wait_at("gate")', "assert server.name != 'b'"),
-    )
-    assert not managed.ask(do="reload")["ok"]
-    assert not (managed.folder / "b.sock").exists()
-    assert [one["name"] for one in managed.ask(do="status")["servers"]] == ["a"]
-
-
-@pytest.mark.parametrize("ending", ["", "time.sleep(1000)"], ids=["tried out", "given up"])
-def test_what_a_plugin_starts_while_it_is_tried_out_ends_with_that(ending, managed, talking, eventually):
-    managed.write(server())
-    managed.begin()
-    starting = "subprocess.Popen(['sleep', '1000'])"
-    general = "ready_timeout = 1" if ending else ""
-    managed.write(server(), f"{talking}\n{starting}\n{ending}\n", general)
-    assert managed.ask(do="reload")["ok"] is not bool(ending)
-
-    def beside():
-        return set(managed.processes()) - {managed.program.pid, *managed.workers()}
-
-    eventually(lambda: len(beside()) == (0 if ending else 1))  # one that was killed is there for a moment
-    for pid in beside():
-        assert [os.getsid(pid)] == managed.workers()
-        os.kill(pid, signal.SIGKILL)
-    assert managed.program.end() == 0
-
-
 # ---- several at once
 
 
 def test_reloads_coalesce_and_all_who_asked_are_answered(managed):
-    managed.write(server())
+    managed.write(server("threading"))
     managed.begin()
     gate = managed.gate()
     first = in_thread(managed.ask, do="reload", all=True)
@@ -512,7 +351,7 @@ def test_reloads_coalesce_and_all_who_asked_are_answered(managed):
 
 
 def test_a_storm_of_hups_makes_few_generations(managed):
-    managed.write(server())
+    managed.write(server("threading"))
     managed.begin()
     for _ in range(50):
         managed.hup()
@@ -522,7 +361,7 @@ def test_a_storm_of_hups_makes_few_generations(managed):
 
 
 def test_a_reload_while_the_last_ones_still_drain(managed, eventually):
-    managed.write(server())
+    managed.write(server("threading"))
     managed.begin()
     gate = managed.gate("release")
     with managed.talk(b"hold") as held:
@@ -537,7 +376,7 @@ def test_a_reload_while_the_last_ones_still_drain(managed, eventually):
 
 
 def test_a_stop_wins_over_a_reload(managed):
-    managed.write(server())
+    managed.write(server("threading"))
     managed.begin()
     gate = managed.gate()
     answer = in_thread(managed.ask, do="reload", all=True)
@@ -549,7 +388,7 @@ def test_a_stop_wins_over_a_reload(managed):
 
 
 def test_no_descriptor_is_left_by_reloads(managed, eventually):
-    managed.write(server())
+    managed.write(server("threading"))
     managed.begin()
 
     def descriptors():

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import threading
 import tracemalloc
-import zlib
-from itertools import pairwise
-from typing import get_type_hints
 
 import pytest
 from hypothesis import given
@@ -16,7 +11,6 @@ from hypothesis import strategies as st
 import srvkit
 from srvkit.errors import FrameError
 from srvkit.protocol.framing import (
-    DEFAULT_MAX_MESSAGE,
     Delimiter,
     FixedSize,
     Framing,
@@ -26,82 +20,8 @@ from srvkit.protocol.framing import (
     Raw,
     hand_over,
 )
+from tests.protocol.sample_framings import EXACT, FRAMINGS, Careless, Slip, cut, outcome, single
 
-
-class Short(Framing):
-    """The example of Framing's docstring: one byte of length in front."""
-
-    def take(self, data, start, seen):
-        end = start + 1 + data[start]
-        if data[start] > self.limit:
-            raise FrameError(f"message longer than {self.limit} bytes")
-        return None if len(data) < end else (bytes(data[start + 1 : end]), end)
-
-    def encode(self, message):
-        return bytes([len(message)]) + message
-
-
-class Slip(Delimiter):
-    """RFC 1055: a framing that unescapes what another has found."""
-
-    def __init__(self, max_message: int | None = None) -> None:
-        super().__init__(b"\xc0", max_message)
-
-    def take(self, data, start, seen):
-        found = super().take(data, start, seen)
-        if found is None:
-            return None
-        message, end = found
-        if message.endswith(b"\xdb"):
-            raise FrameError("escape at the end of a packet")
-        return message.replace(b"\xdb\xdc", b"\xc0").replace(b"\xdb\xdd", b"\xdb"), end
-
-    def encode(self, message):
-        return super().encode(message.replace(b"\xdb", b"\xdb\xdd").replace(b"\xc0", b"\xdb\xdc"))
-
-
-class Careless(Framing):
-    """Ends a message at '.', and forgets about the maximum."""
-
-    def take(self, data, start, seen):
-        end = data.find(b".", seen)
-        return None if end < 0 else (bytes(data[start:end]), end + 1)
-
-
-class Stars(Framing):
-    """A framing that brings its own feed(): every '*' is a message."""
-
-    def feed(self, data):
-        return [b"*"] * bytes(data).count(b"*")
-
-    def encode(self, message):
-        return message
-
-
-FRAMINGS = [
-    Lines(),
-    Lines(1),
-    Lines(3),
-    Delimiter(b"\0", 3),
-    Delimiter(b"aa", 3),
-    Delimiter(b"abab", 1),
-    Delimiter(b"aab", 1),
-    Delimiter(b"\r\n\r\n", 2),
-    Delimiter(b"\r\n\r\n"),
-    LengthPrefix(1, max_message=3),
-    LengthPrefix(2, "little", 3),
-    LengthPrefix(3),
-    LengthPrefix(4, max_message=4),
-    LengthPrefix(8, "little"),
-    Netstring(),
-    Netstring(12),
-    FixedSize(1),
-    FixedSize(3),
-    Short(4),
-    Slip(3),
-    Careless(3),
-]
-EXACT = [framing for framing in FRAMINGS if not isinstance(framing, (Slip, Careless))]
 each_framing = st.sampled_from(FRAMINGS)
 scraps = st.one_of(
     st.sampled_from(
@@ -126,28 +46,6 @@ def streams(draw: st.DrawFn, framings: st.SearchStrategy[Framing] = each_framing
         except (ValueError, NotImplementedError):
             continue
     return framing, b"".join(messages + draw(st.lists(scraps, max_size=8)))
-
-
-def cut(data: st.DataObject, stream: bytes) -> list[bytes]:
-    places = data.draw(st.lists(st.integers(0, len(stream)), max_size=6), label="cuts")
-    bounds = [0, *sorted(places), len(stream)]
-    return [stream[a:b] for a, b in pairwise(bounds)]
-
-
-def single(stream: bytes) -> list[bytes]:
-    return [stream[at : at + 1] for at in range(len(stream))]
-
-
-def outcome(framing: Framing, chunks: list[bytes]) -> tuple[list[bytes], str]:
-    """All messages of a stream, and how it ended: the fault's text, or nothing for a clean end."""
-    messages = []
-    try:
-        for chunk in chunks:
-            messages += framing.feed(chunk)
-        framing.eof()
-    except FrameError as error:
-        return messages + error.messages, str(error)
-    return messages, ""
 
 
 @given(streams(), st.data())
@@ -367,19 +265,6 @@ def test_datagrams(framing, datagram, messages, fault):
     assert (caught.value.messages, str(caught.value)) == (messages, fault)
 
 
-def test_a_datagram_that_a_subclass_of_delimiter_calls_unfinished_is_a_fault():
-    class Continued(Lines):
-        def take(self, data, start, seen):
-            found = super().take(data, start, seen)
-            return None if found and found[0].endswith(b"\\") else found
-
-    with pytest.raises(
-        FrameError, match=r"datagram ended after 2 bytes, before the end of the line"
-    ) as caught:
-        Continued().datagram(b"a\nb\\")
-    assert caught.value.messages == [b"a"]
-
-
 @pytest.mark.parametrize(
     "framing", [Lines(2), Delimiter(b"|", 2), LengthPrefix(1, max_message=2), Netstring(2)]
 )
@@ -461,150 +346,6 @@ def test_a_growing_message_is_added_to_and_not_copied(framing):
     assert framing.feed(message[900:]) == [b"x" * 1000]
 
 
-def test_take_is_told_how_far_an_earlier_call_has_looked():
-    class Watched(Careless):
-        calls: list[tuple[int, int, int]]
-
-        def take(self, data, start, seen):
-            self.calls.append((len(data), start, seen))
-            return super().take(data, start, seen)
-
-    framing = Watched()
-    framing.calls = []
-    assert [framing.feed(chunk) for chunk in (b"ab", b"cd", b"e.f.g", b".")] == [
-        [],
-        [],
-        [b"abcde", b"f"],
-        [b"g"],
-    ]
-    assert framing.calls == [(2, 0, 0), (4, 0, 2), (9, 0, 4), (3, 0, 0), (3, 2, 2), (2, 0, 1)]
-
-
-def test_a_subclass_may_transform_in_feed_without_doing_so_twice():
-    class Marked(Lines):
-        def feed(self, data):
-            return [b"<" + message + b">" for message in super().feed(data)]
-
-    framing = Marked()
-    assert framing.feed(b"a") == []
-    assert framing.feed(b"b\nc\n") == [b"<ab>", b"<c>"]
-
-
-def test_a_framing_may_bring_only_feed_and_encode():
-    framing = Stars().fresh()
-    assert framing.feed(b"a**") == [b"*", b"*"]
-    assert framing.datagram(b"*") == [b"*"]
-    assert framing.rest([b"*"], b"**") == b"*"
-    framing.eof()
-
-
-def test_a_framing_without_take_or_encode_says_so():
-    with pytest.raises(NotImplementedError, match=r"Framing has no take\(\)"):
-        Framing().feed(b"a")
-    with pytest.raises(NotImplementedError, match=r"Framing has no encode\(\)"):
-        Framing().encode(b"a")
-
-
-@pytest.mark.parametrize("framing", [*FRAMINGS, Raw(), Raw(5)])
-def test_fresh_has_the_settings_and_nothing_else(framing):
-    used = framing.fresh()
-    used.held = b"leftover"
-    fresh = used.fresh()
-    assert type(fresh) is type(framing)
-    assert fresh.buffered == 0
-    assert (repr(fresh), fresh.max_message, fresh.limit) == (
-        repr(framing),
-        framing.max_message,
-        framing.limit,
-    )
-    larger = framing.fresh(4096)
-    assert larger.max_message == 4096
-    assert larger.limit == (framing.size if isinstance(framing, FixedSize) else 4096)
-    assert framing.limit != 4096
-
-
-def test_fresh_forgets_a_fault():
-    framing = Lines(1)
-    with pytest.raises(FrameError):
-        framing.feed(b"ab")
-    assert framing.fresh().feed(b"a\n") == [b"a"]
-
-
-def test_fresh_copies_a_subclass_s_own_attributes():
-    class Tagged(Lines):
-        def __init__(self, tag: str) -> None:
-            super().__init__()
-            self.tag = tag
-
-    fresh = Tagged("x").fresh(9)
-    assert (fresh.tag, repr(fresh)) == ("x", "Tagged('x')")
-
-
-def test_one_whose_constructor_does_not_call_the_bases_is_complete():
-    @dataclasses.dataclass
-    class Blocks(Framing):
-        size: int = 2
-
-        def take(self, data, start, seen):
-            end = start + self.size
-            return None if end > len(data) else (bytes(data[start:end]), end)
-
-    framing = Blocks(3).fresh()
-    assert framing.feed(b"abcde") == [b"abc"]
-    assert framing.buffered == 2
-    assert (framing.max_message, framing.fresh(9).limit) == (None, 9)
-
-
-@pytest.mark.parametrize(
-    "framing", [Lines(), Delimiter(b"|"), LengthPrefix(), Netstring(), FixedSize(1), Raw()]
-)
-def test_an_idle_framing_is_one_small_object(framing):
-    fresh = framing.fresh()
-    assert not hasattr(fresh, "__dict__")
-    assert type(fresh.held) is bytes
-
-
-@pytest.mark.parametrize(
-    ("framing", "text"),
-    [
-        (Lines(), "Lines()"),
-        (Lines(65536), "Lines(max_message=65536)"),
-        (Delimiter(b"\r\n\r\n"), r"Delimiter(b'\r\n\r\n')"),
-        (LengthPrefix(), "LengthPrefix()"),
-        (LengthPrefix(2, "little", 9), "LengthPrefix(size=2, byteorder='little', max_message=9)"),
-        (Netstring(), "Netstring()"),
-        (FixedSize(16), "FixedSize(16)"),
-        (Raw(), "Raw()"),
-        (Slip(7), "Slip(max_message=7)"),
-    ],
-)
-def test_repr_shows_the_settings(framing, text):
-    assert repr(framing) == text
-    assert repr(framing.fresh()) == text
-
-
-@pytest.mark.parametrize(
-    ("build", "text"),
-    [
-        (lambda: Lines(0), "max_message must be a whole number of bytes, at least 1, not 0"),
-        (lambda: Raw(1.5), "max_message must be a whole number of bytes, at least 1, not 1.5"),
-        (lambda: Netstring(True), "max_message must be a whole number of bytes, at least 1, not True"),
-        (lambda: Lines().fresh(0), "max_message must be a whole number of bytes, at least 1, not 0"),
-        (lambda: Delimiter("x"), r"delimiter must be bytes such as b'\\0', not 'x'"),
-        (lambda: Delimiter(b""), "delimiter must have 1 to 255 bytes, not 0"),
-        (lambda: Delimiter(b"x" * 256), "delimiter must have 1 to 255 bytes, not 256"),
-        (lambda: LengthPrefix(5), "size must be 1, 2, 3, 4 or 8 bytes, not 5"),
-        (lambda: LengthPrefix(4, "network"), "byteorder must be 'big' or 'little', not 'network'"),
-        (lambda: FixedSize(0), "size must be a whole number of bytes, at least 1, not 0"),
-        (lambda: FixedSize(9, 8), "size = 9 does not fit max_message = 8"),
-        (lambda: FixedSize(9).fresh(8), "size = 9 does not fit max_message = 8"),
-    ],
-)
-def test_wrong_settings_are_refused(build, text):
-    with pytest.raises(ValueError, match=text):
-        build()
-
-
 def test_messages_that_cannot_be_expressed_are_refused():
     with pytest.raises(ValueError, match="message of 256 bytes does not fit a 1-byte length"):
         LengthPrefix(1).encode(b"x" * 256)
@@ -637,123 +378,6 @@ def test_rest_of_a_datagram_of_lines():
     framing = Lines()
     assert framing.datagram(b"a\r\nb\r\nc") == [b"a", b"b", b"c"]
     assert framing.rest([b"b", b"c"], b"a\r\nb\r\nc") == b"b\r\nc"
-
-
-def test_the_default_maximum_is_a_mebibyte_and_told_apart_from_the_author_s():
-    assert DEFAULT_MAX_MESSAGE == 1024 * 1024
-    assert Lines().max_message is None
-    assert Lines(DEFAULT_MAX_MESSAGE).max_message == DEFAULT_MAX_MESSAGE
-    assert Lines().feed(b"x" * DEFAULT_MAX_MESSAGE + b"\n") == [b"x" * DEFAULT_MAX_MESSAGE]
-    with pytest.raises(FrameError, match="line longer than 1048576 bytes"):
-        Lines().feed(b"x" * (DEFAULT_MAX_MESSAGE + 1))
-    assert len(FixedSize(2 * DEFAULT_MAX_MESSAGE).feed(bytes(2 * DEFAULT_MAX_MESSAGE))) == 1
-
-
-@pytest.mark.parametrize("framing", [Lines, Delimiter, LengthPrefix, Netstring, FixedSize, Raw])
-def test_every_setting_is_annotated(framing):
-    assert get_type_hints(framing.__init__)["max_message"] == int | None
-
-
-class Joined(Framing):
-    """Lines that end with '+' go on in the next: it keeps what it has so far in a list."""
-
-    def __init__(self, max_message: int | None = None) -> None:
-        super().__init__(max_message)
-        self.parts: list[bytes] = []
-
-    def take(self, data, start, seen):
-        while (end := data.find(b"\n", start)) >= 0:
-            self.parts.append(bytes(data[start:end]))
-            start = end + 1
-            if not self.parts[-1].endswith(b"+"):
-                message = b"".join(self.parts)
-                self.parts.clear()
-                return message, start
-        return None
-
-
-class Packed(Lines):
-    """Keeps what no copy can be made of, makes it itself, and has slots."""
-
-    __slots__ = ("inner", "packer", "width")
-
-    def __init__(self, width: int, *, inner: Framing) -> None:
-        super().__init__()
-        self.width = width
-        self.inner = inner
-        self.packer = zlib.compressobj()
-
-
-@dataclasses.dataclass
-class Counted(Lines):
-    """Whose __init__ comes after the class."""
-
-    seen: list[bytes] = dataclasses.field(default_factory=list)
-    names: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-
-def test_what_a_framing_keeps_besides_is_made_anew_by_fresh():
-    one, other = (prototype := Joined()).fresh(), prototype.fresh(64)
-    assert one.feed(b"secret+\n") == []
-    assert other.feed(b"hello\n") == [b"hello"]
-    assert one.fresh().feed(b"hello\n") == [b"hello"]
-    assert (other.max_message, other.limit, other.fresh().limit) == (64, 64, 64)
-    assert prototype.parts == []
-
-
-def test_a_framing_within_another_and_what_cannot_be_copied_are_each_connection_s_own():
-    given = Lines()
-    prototype = Packed(2, inner=given)
-    given.feed(b"left by whoever made it")
-    one = prototype.fresh(9)
-    one.inner.feed(b"left by a connection")
-    other = one.fresh()
-    assert (other.width, other.limit, other.inner.buffered) == (2, 9, 0)
-    assert len({id(framing.packer) for framing in (prototype, one, other)}) == 3
-
-
-def test_what_is_given_and_changes_is_copied_as_it_was_given():
-    given = {"a": [1]}
-    one = Counted(names=given).fresh()
-    one.names["a"].append(2)
-    one.seen.append(b"x")
-    assert one.fresh() == Counted(names={"a": [1]})
-    assert given == {"a": [1]}
-
-
-def test_an_argument_that_all_connections_would_share_is_refused_by_name():
-    class Locked(Lines):
-        def __init__(self, lock: object) -> None:
-            super().__init__()
-
-    framing = Locked(threading.Lock())
-    with pytest.raises(TypeError, match="the framing Locked was given a lock, which cannot be copied"):
-        framing.fresh()
-
-
-@pytest.mark.parametrize(
-    ("end", "text"),
-    [
-        (0, "ends where it begins"),
-        (-1, "ends before it begins"),
-        (9, r"ends behind the data \(at 9, of 3 bytes"),
-    ],
-)
-def test_a_take_that_uses_up_nothing_or_more_than_there_is_gets_told(end, text):
-    class Wrong(Framing):
-        def take(self, data, start, seen):
-            return b"", end
-
-    for framing in (Wrong(), Wrong().fresh()):
-        with pytest.raises(RuntimeError, match=text):
-            framing.feed(b"abc")
-    held = Wrong()
-    held.held = b"ab"
-    with pytest.raises(RuntimeError, match=text):
-        held.feed(b"c")
 
 
 def test_a_size_that_a_peer_has_named_keeps_to_the_maximum_of_the_framing_before():

@@ -233,6 +233,10 @@ BothWays = Callable[[socket.socket, bytes, int], bytes]
 Reset = Callable[[socket.socket], None]
 
 
+class Connected(Protocol):
+    def __call__(self, name: str = "tls", transport: str = "tcp") -> socket.socket: ...
+
+
 class Echoes(Protocol):
     def __call__(self, program: Cells, cell: str, encrypted: bool = True) -> None: ...
 
@@ -366,3 +370,14 @@ def hello() -> bytes:
     with contextlib.suppress(ssl.SSLWantReadError):
         made.do_handshake()
     return outgoing.read()
+
+
+@pytest.fixture
+def connected(under: Under, client: Connect, cell: str) -> Connected:
+    """`connected(name="tls", transport="tcp")`: a connection to the cell, not encrypted yet."""
+
+    def connected(name: str = "tls", transport: str = "tcp") -> socket.socket:
+        program = under(name)
+        return client(program.address(cell, transport), program.folder)
+
+    return connected
