@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import srvkit
+from tests.conftest import Connect
 
 ANY = ("127.0.0.1", 0)
 PATIENCE = 30
@@ -23,7 +24,7 @@ OF_A_PROGRAM = [
 
 @pytest.mark.parametrize("name", OF_A_PROGRAM)
 @pytest.mark.parametrize("kind", [srvkit.TCPServer, srvkit.ThreadingTCPServer, srvkit.ThreadingUDPServer])
-def test_a_program_may_use_the_name_for_something_of_its_own(kind: Any, name: str, client: Any) -> None:
+def test_a_program_may_use_the_name_for_something_of_its_own(kind: Any, name: str, client: Connect) -> None:
     """As an attribute or a method of its server; a refused client and one that is served notice nothing."""
     of_the_program = object()
 

@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 
 import srvkit
+from tests.conftest import Connect, Eventually, Serving
 
 ANY = ("127.0.0.1", 0)
 PATIENCE = 30
@@ -92,7 +93,7 @@ def test_a_mocked_connection_is_accepted_handled_and_closed() -> None:
     ],
 )
 def test_a_running_server_serves_on_while_the_class_is_replaced(
-    kind: Any, handler: Any, serving: Any, client: Any
+    kind: Any, handler: Any, serving: Serving, client: Connect
 ) -> None:
     """Its clients are of the program's other half, which is not mocked."""
 
@@ -175,7 +176,7 @@ def recording(times: list[Any]) -> Any:
     [srvkit.TCPServer, srvkit.ThreadingTCPServer, srvkit.ForkingTCPServer, srvkit.ThreadPoolTCPServer],
 )
 def test_a_server_waits_by_the_selector_that_stands_in_the_module(
-    kind: Any, client: Any, eventually: Any, monkeypatch: Any
+    kind: Any, client: Connect, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every `poll_interval`, as the standard library's. Who keeps connections in the loop waits there."""
     times: list[Any] = []
@@ -194,7 +195,7 @@ def test_a_server_waits_by_the_selector_that_stands_in_the_module(
     assert set(times) == (set() if kind is srvkit.ThreadPoolTCPServer else {0.01})
 
 
-def test_handle_request_waits_by_that_selector_too(client: Any, monkeypatch: Any) -> None:
+def test_handle_request_waits_by_that_selector_too(client: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[Any] = []
     monkeypatch.setattr(srvkit, "_ServerSelector", recording(times))
     server = srvkit.TCPServer(ANY, Echo)
@@ -212,7 +213,7 @@ def test_handle_request_waits_by_that_selector_too(client: Any, monkeypatch: Any
 
 
 def test_methods_of_the_selector_that_are_replaced_take_effect(
-    client: Any, serving: Any, monkeypatch: Any
+    client: Connect, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, times = srvkit._ServerSelector.select, []
 
@@ -227,7 +228,7 @@ def test_methods_of_the_selector_that_are_replaced_take_effect(
     assert times[0] == 0.5
 
 
-def test_a_selector_may_be_a_double_that_ends_the_loop(monkeypatch: Any) -> None:
+def test_a_selector_may_be_a_double_that_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given what the standard library gives it: the server, and once per turn the interval."""
     server = srvkit.TCPServer(ANY, Echo)
     actions: list[Any] = []
@@ -251,7 +252,7 @@ def test_a_selector_may_be_a_double_that_ends_the_loop(monkeypatch: Any) -> None
 # _BaseServer__shutdown_request, _BaseServer__is_shut_down, _handle_request_noblock
 
 
-def test_the_flag_ends_the_loop_at_once(client: Any) -> None:
+def test_the_flag_ends_the_loop_at_once(client: Connect) -> None:
     """A handler sets it where `shutdown()` would have to wait for the handler itself."""
 
     class Last(srvkit.StreamRequestHandler):
@@ -271,7 +272,7 @@ def test_the_flag_ends_the_loop_at_once(client: Any) -> None:
             assert server._BaseServer__is_shut_down.is_set()
 
 
-def test_a_loop_of_a_programs_own_is_shut_down(client: Any) -> None:
+def test_a_loop_of_a_programs_own_is_shut_down(client: Connect) -> None:
     """One that was copied from the standard library's, which `shutdown()` has to wait for."""
     ended = threading.Event()
 
@@ -302,7 +303,7 @@ def test_a_loop_of_a_programs_own_is_shut_down(client: Any) -> None:
 
 @pytest.mark.parametrize("kind", [srvkit.TCPServer, srvkit.UDPServer])
 def test_the_step_that_takes_a_request_may_be_overridden_although_it_is_private(
-    kind: Any, serving: Any, client: Any, eventually: Any
+    kind: Any, serving: Serving, client: Connect, eventually: Eventually
 ) -> None:
     taken = []
 
@@ -356,7 +357,7 @@ class AtOnce:
 @pytest.mark.parametrize("where", ["threading.Thread", "srvkit.threading.Thread"])
 @pytest.mark.parametrize("kind", [srvkit.ThreadingTCPServer, srvkit.ThreadPoolTCPServer])
 def test_requests_are_handled_in_the_thread_that_a_program_has_put_there(
-    kind: Any, where: str, client: Any
+    kind: Any, where: str, client: Connect
 ) -> None:
     handlers = []
 
@@ -381,7 +382,9 @@ def test_a_mocked_thread_is_made_as_the_standard_library_makes_it() -> None:
         server.server_close()
 
 
-def test_after_a_start_that_was_mocked_the_next_request_has_a_thread(serving: Any, client: Any) -> None:
+def test_after_a_start_that_was_mocked_the_next_request_has_a_thread(
+    serving: Serving, client: Connect
+) -> None:
     server = srvkit.ThreadingTCPServer(ANY, Echo)
     with mock.patch("threading.Thread.start") as start:
         server.process_request(mock.MagicMock(), CLIENT)
@@ -392,7 +395,9 @@ def test_after_a_start_that_was_mocked_the_next_request_has_a_thread(serving: An
             assert ask(sock) == b"hello\n"
 
 
-def test_a_program_may_start_threads_of_its_own_and_have_them_waited_for(serving: Any, client: Any) -> None:
+def test_a_program_may_start_threads_of_its_own_and_have_them_waited_for(
+    serving: Serving, client: Connect
+) -> None:
     """By the standard library's list, in a `process_request` copied from there; ended ones are forgotten."""
 
     class Server(srvkit.ThreadingTCPServer):
@@ -431,7 +436,9 @@ def test_a_fork_that_is_mocked_counts_its_child() -> None:
 
 
 @pytest.mark.parametrize(("mistake", "status"), [(None, 0), (ZeroDivisionError, 1), (SystemExit, 1)])
-def test_the_childs_side_of_a_mocked_fork_ends_by_exit(mistake: Any, status: int, capfd: Any) -> None:
+def test_the_childs_side_of_a_mocked_fork_ends_by_exit(
+    mistake: Any, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     request = mock.Mock()
     server = srvkit.ForkingTCPServer(ANY, mock.Mock(side_effect=mistake))
     listening = server.socket

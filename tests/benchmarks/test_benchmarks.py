@@ -6,16 +6,19 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Tool
 
 HERE = Path(__file__).resolve().parent
 NAMES = ["C epoll", "srvkit threading", "asyncio streams"]
 
 
 @pytest.fixture
-def run(tool, tmp_path):
+def run(tool: Tool, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run(*arguments)`: a tiny run of the benchmark that writes into a README of its own."""
     tool("cc")
     if len(os.sched_getaffinity(0)) < 2:

@@ -8,16 +8,27 @@ import pty
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds before a command counts as hung
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+class Command(Protocol):
+    def __call__(
+        self, *words: str, folder: Path = ..., **settings: Any
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+class Terminal(Protocol):
+    def __call__(self, columns: int, *words: str) -> list[str]: ...
+
+
+class Refused(Protocol):
+    def __call__(self, status: int, *words: str, **settings: Any) -> list[str]: ...
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def srvkit(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Callable[..., list[str]]:
+def terminal(tmp_path: Path) -> Terminal:
     """`terminal(80, "plugins")`: the lines that the command writes to a terminal of so many columns."""
 
     def run(columns: int, *words: str) -> list[str]:
@@ -65,7 +76,7 @@ def terminal(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def refused(srvkit: Command) -> Callable[..., list[str]]:
+def refused(srvkit: Command) -> Refused:
     """`refused(3, "run", "x.toml")`: the lines that a command which cannot do its work says instead."""
 
     def refused(status: int, *words: str, **settings: Any) -> list[str]:

@@ -22,7 +22,7 @@ SHELLS = ["bash", "zsh", "fish"]
 
 
 @pytest.fixture(scope="module")
-def scripts(tmp_path_factory):
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The scripts, in a folder of their own, by shell."""
     folder = tmp_path_factory.mktemp("scripts")
     found = {}

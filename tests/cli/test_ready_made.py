@@ -6,15 +6,18 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.conftest import Connect, Start
 
 NAMES = ("echo", "discard", "chargen", "daytime", "time")
 SECONDS_FROM_1900_TO_1970 = 2_208_988_800
 
 
 @pytest.fixture(scope="module")
-def addresses(start, tmp_path_factory):
+def addresses(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
     folder = tmp_path_factory.mktemp("ready-made")
     (folder / "srvkit.toml").write_text(
         "".join(
@@ -30,7 +33,7 @@ def addresses(start, tmp_path_factory):
 
 
 @pytest.fixture
-def connect(addresses, client):
+def connect(addresses: Callable[[str], str], client: Connect) -> Callable[[str], socket.socket]:
     return lambda server: client(addresses(server))
 
 

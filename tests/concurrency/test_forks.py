@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from tests.concurrency.forking_programs import ANOTHER, BARE, COMPOSED, HANDLERS, ask, parent_of
+from tests.conftest import Connect, Eventually, RunCode, RunSrvkit
 
 
 @pytest.fixture(params=["bare", "alone", "beside others"])
-def forking(request: Any, run_srvkit: Any, run_code: Any) -> Any:
+def forking(request: pytest.FixtureRequest, run_srvkit: RunSrvkit, run_code: RunCode) -> Any:
     """A forking server of at most two children: of a bare class, or of `srvkit run`."""
     if request.param == "bare":
         return run_code(BARE)
@@ -26,7 +27,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_each_connection_has_a_child_of_its_own(forking: Any, client: Any) -> None:
+def test_each_connection_has_a_child_of_its_own(forking: Any, client: Connect) -> None:
     (address,) = forking.addresses("test")
     with client(address) as one, client(address) as other:
         pids = {ask(one)["pid"], ask(other)["pid"]}
@@ -35,7 +36,7 @@ def test_each_connection_has_a_child_of_its_own(forking: Any, client: Any) -> No
         assert len({parent_of(pid) for pid in pids}) == 1
 
 
-def test_children_are_reaped_as_they_end(forking: Any, client: Any, eventually: Any) -> None:
+def test_children_are_reaped_as_they_end(forking: Any, client: Connect, eventually: Eventually) -> None:
     """No zombie waits for the next request."""
     (address,) = forking.addresses("test")
     with client(address) as sock:
@@ -59,7 +60,7 @@ FAILING = {
 @pytest.mark.parametrize("failing", FAILING)
 @pytest.mark.parametrize("looped", [True, False], ids=["serve_forever", "handle_request"])
 def test_children_are_reaped_where_the_kernel_does_not_announce_their_end(
-    looped: bool, failing: str, run_code: Any, client: Any, eventually: Any
+    looped: bool, failing: str, run_code: RunCode, client: Connect, eventually: Eventually
 ) -> None:
     code = BARE.replace(
         "# more", f"real = os.pidfd_open\n{FAILING[failing]}os.pidfd_open = fail\nServer.max_children = 3\n"
@@ -81,7 +82,7 @@ def test_children_are_reaped_where_the_kernel_does_not_announce_their_end(
         program.process.kill()
 
 
-def test_single_and_embedded_servers_do_without_pidfd(run_code: Any, client: Any) -> None:
+def test_single_and_embedded_servers_do_without_pidfd(run_code: RunCode, client: Connect) -> None:
     program = run_code(
         HANDLERS + "del os.pidfd_open\n"
         "for _ in range(2):\n"
@@ -119,7 +120,7 @@ def sockets_with_an_address(links: list[str]) -> list[str]:
     return [link for link in links if link.startswith("socket:") and link[8:-1] in kept]
 
 
-def test_a_child_has_no_socket_but_its_own(forking: Any, client: Any) -> None:
+def test_a_child_has_no_socket_but_its_own(forking: Any, client: Connect) -> None:
     """Not the listening ones, not another child's, and nothing of the parent's loop."""
     (address,) = forking.addresses("test")
     with client(address) as one, client(address) as other:
@@ -131,7 +132,7 @@ def test_a_child_has_no_socket_but_its_own(forking: Any, client: Any) -> None:
 
 @pytest.mark.parametrize("transport", ["udp://127.0.0.1:0", "unixgram:test.sock"])
 def test_a_child_of_a_datagram_has_the_one_socket_to_answer_with(
-    transport: str, run_srvkit: Any, client: Any
+    transport: str, run_srvkit: RunSrvkit, client: Connect
 ) -> None:
     config = COMPOSED.replace("tcp://127.0.0.1:0", transport).replace('"stream"', '"datagram"')
     program = run_srvkit(config + ANOTHER, HANDLERS)
@@ -142,7 +143,7 @@ def test_a_child_of_a_datagram_has_the_one_socket_to_answer_with(
         assert len(sockets_with_an_address(found)) == 1
 
 
-def test_at_max_children_further_clients_wait(forking: Any, client: Any) -> None:
+def test_at_max_children_further_clients_wait(forking: Any, client: Connect) -> None:
     """None is forked for them; who comes next is served when one has ended."""
     (address,) = forking.addresses("test")
     with client(address) as one, client(address) as two, client(address) as three:
@@ -157,7 +158,7 @@ def test_at_max_children_further_clients_wait(forking: Any, client: Any) -> None
             assert json.loads(answers.readline())["pid"] not in busy
 
 
-def test_a_full_server_still_shuts_down_at_once(run_code: Any, client: Any) -> None:
+def test_a_full_server_still_shuts_down_at_once(run_code: RunCode, client: Connect) -> None:
     """It does not wait for a child in its accept path; `server_close` does that."""
     program = run_code(BARE)
     (address,) = program.addresses("test")
@@ -171,7 +172,7 @@ def test_a_full_server_still_shuts_down_at_once(run_code: Any, client: Any) -> N
     assert program.ended() == 0
 
 
-def test_children_of_the_program_itself_are_left_alone(run_code: Any, client: Any) -> None:
+def test_children_of_the_program_itself_are_left_alone(run_code: RunCode, client: Connect) -> None:
     """Their status is there for whoever started them, although the server was full more than once."""
     program = run_code(
         BARE.replace(
@@ -191,7 +192,7 @@ def test_children_of_the_program_itself_are_left_alone(run_code: Any, client: An
 
 
 @pytest.mark.parametrize("line", [b"fail\n", b"exit\n"])
-def test_whatever_a_handler_raises_ends_its_child_alone(line: bytes, forking: Any, client: Any) -> None:
+def test_whatever_a_handler_raises_ends_its_child_alone(line: bytes, forking: Any, client: Connect) -> None:
     (address,) = forking.addresses("test")
     with client(address) as sock:
         sock.sendall(line)
@@ -204,7 +205,9 @@ def test_whatever_a_handler_raises_ends_its_child_alone(line: bytes, forking: An
         forking.wait_for("SystemExit: 3")
 
 
-def test_what_a_program_has_printed_is_not_printed_by_its_children(run_code: Any, client: Any) -> None:
+def test_what_a_program_has_printed_is_not_printed_by_its_children(
+    run_code: RunCode, client: Connect
+) -> None:
     program = run_code(
         BARE.replace(
             "# more",
@@ -220,7 +223,7 @@ def test_what_a_program_has_printed_is_not_printed_by_its_children(run_code: Any
     assert program.log.count("just once") == 1
 
 
-def test_a_fork_that_fails_costs_one_client_only(run_code: Any, client: Any) -> None:
+def test_a_fork_that_fails_costs_one_client_only(run_code: RunCode, client: Connect) -> None:
     """The server says so, waits a moment, and serves the next."""
     program = run_code(
         BARE.replace(
@@ -240,7 +243,7 @@ def test_a_fork_that_fails_costs_one_client_only(run_code: Any, client: Any) -> 
         assert ask(sock)
 
 
-def test_warnings_as_errors_lose_no_child_beside_threads(run_code: Any, client: Any) -> None:
+def test_warnings_as_errors_lose_no_child_beside_threads(run_code: RunCode, client: Connect) -> None:
     """Python warns of such a fork, from 3.15 on after it: its parent must know the child all the same."""
     program = run_code(
         BARE.replace(
@@ -267,7 +270,7 @@ def test_warnings_as_errors_lose_no_child_beside_threads(run_code: Any, client: 
 @pytest.mark.parametrize("config", [COMPOSED, COMPOSED + ANOTHER], ids=["alone", "beside others"])
 @pytest.mark.parametrize("arguments", [(), ("--single",)], ids=["supervised", "single"])
 def test_warnings_as_errors_lose_no_client_of_a_process_with_a_foreign_thread(
-    run_srvkit: Any, client: Any, config: str, arguments: tuple[str, ...]
+    run_srvkit: RunSrvkit, client: Connect, config: str, arguments: tuple[str, ...]
 ) -> None:
     """A thread that is not Python's, as libraries start them, counts where Python warns."""
     program = run_srvkit(
@@ -285,7 +288,7 @@ def test_warnings_as_errors_lose_no_client_of_a_process_with_a_foreign_thread(
     assert "Warning" not in program.log and "Traceback" not in program.log
 
 
-def test_handle_request_waits_for_room_and_leaves_nobody_behind(run_code: Any, client: Any) -> None:
+def test_handle_request_waits_for_room_and_leaves_nobody_behind(run_code: RunCode, client: Connect) -> None:
     program = run_code(
         BARE.replace("# more", "Server.max_children = 1").replace(
             "server.serve_forever()", "[server.handle_request() for _ in range(3)]"
@@ -304,7 +307,7 @@ def test_handle_request_waits_for_room_and_leaves_nobody_behind(run_code: Any, c
     program.wait_for(r"^children: set\(\) $")
 
 
-def test_a_signal_in_the_first_moment_of_a_child_is_the_childs(run_code: Any, client: Any) -> None:
+def test_a_signal_in_the_first_moment_of_a_child_is_the_childs(run_code: RunCode, client: Connect) -> None:
     """Until a child has handlers of its own, the parent's must not answer in it: the parent would stop."""
     program = run_code(
         HANDLERS + "import signal, sys\n"

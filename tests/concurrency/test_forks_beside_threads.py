@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from typing import Any
 
 import pytest
 
 import srvkit
 from tests.concurrency.forking_programs import BARE, COMPOSED, HANDLERS, ask, parent_of
+from tests.conftest import Connect, RunCode, RunSrvkit
 
 
 def test_a_plugin_that_starts_threads_when_imported_keeps_a_forking_server_from_starting(
-    run_srvkit: Any,
+    run_srvkit: RunSrvkit,
 ) -> None:
     program = run_srvkit(
         COMPOSED,
@@ -27,7 +27,7 @@ def test_a_plugin_that_starts_threads_when_imported_keeps_a_forking_server_from_
 
 
 @pytest.mark.parametrize("mode", [[], ["--single"]])
-def test_a_thread_that_startup_leaves_keeps_it_from_starting(mode: list[str], run_srvkit: Any) -> None:
+def test_a_thread_that_startup_leaves_keeps_it_from_starting(mode: list[str], run_srvkit: RunSrvkit) -> None:
     """It would be listening, and refuse every connection for as long as the thread lasts."""
     program = run_srvkit(
         COMPOSED,
@@ -46,7 +46,9 @@ def test_a_thread_that_startup_leaves_keeps_it_from_starting(mode: list[str], ru
     assert "listening" not in program.log
 
 
-def test_a_thread_that_appears_later_makes_it_refuse_connections(run_srvkit: Any, client: Any) -> None:
+def test_a_thread_that_appears_later_makes_it_refuse_connections(
+    run_srvkit: RunSrvkit, client: Connect
+) -> None:
     """Each of them is closed, and the log says why."""
     program = run_srvkit(
         COMPOSED,
@@ -60,7 +62,7 @@ def test_a_thread_that_appears_later_makes_it_refuse_connections(run_srvkit: Any
     program.wait_for(r"not forking beside other threads \(surprise\)")
 
 
-def test_a_bare_class_forks_beside_threads(run_code: Any, client: Any) -> None:
+def test_a_bare_class_forks_beside_threads(run_code: RunCode, client: Connect) -> None:
     """As in the standard library: whoever writes the program knows what it does."""
     program = run_code(
         BARE.replace(
@@ -84,7 +86,7 @@ def test_embedding_a_forking_server_beside_threads_is_refused() -> None:
         thread.join()
 
 
-def test_an_embedded_forking_server_runs_in_a_process_of_its_own(run_code: Any, client: Any) -> None:
+def test_an_embedded_forking_server_runs_in_a_process_of_its_own(run_code: RunCode, client: Connect) -> None:
     program = run_code(
         HANDLERS + "import signal\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"

@@ -13,9 +13,10 @@ from srvkit.config.compose import Plan, compose
 from srvkit.errors import PluginError
 from srvkit.net.connection import Connection, TimedConnection
 from srvkit.plugins.hookspecs import hookimpl
-from srvkit.plugins.manager import Offer
+from srvkit.plugins.manager import Offer, Plugins
 from srvkit.protocol.framing import Lines, Raw
 from tests.config.composed_handlers import Message, server
+from tests.config.conftest import Composed, Wrong
 
 
 def mro(plan: Plan) -> list[str]:
@@ -38,7 +39,7 @@ def test_the_address_chooses_the_server_class(address, base, composed):
     assert [base.__name__ for base in plan.server_class.__bases__] == ["ThreadingMixIn", base]
 
 
-def test_an_inherited_descriptor_chooses_it_by_its_socket(composed):
+def test_an_inherited_descriptor_chooses_it_by_its_socket(composed: Composed) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         (plan,) = composed(server(listen=f'"fd:{sock.fileno()}"'))
         assert plan.server_class.__bases__[-1].__name__ == "UDPServer"
@@ -58,7 +59,7 @@ def test_the_model_chooses_the_mixin(model, mixins, composed):
     assert [base.__name__ for base in plan.server_class.__bases__] == [*mixins, "TCPServer"]
 
 
-def test_options_of_the_model_become_attributes(composed):
+def test_options_of_the_model_become_attributes(composed: Composed) -> None:
     (plan,) = composed(server(more='concurrency = { name = "pool", threads = 5 }'))
     assert plan.server_class.threads == 5
 
@@ -82,7 +83,9 @@ def test_a_handler_of_one_process_has_one(handler, composed, wrong, plugins, mon
     ]
 
 
-def test_a_worker_does_not_ask_again_how_many_cpus_there_are(plugins, monkeypatch):
+def test_a_worker_does_not_ask_again_how_many_cpus_there_are(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They may be more than when it was tried; one worker is what the supervisor starts."""
     monkeypatch.setattr("srvkit.config.compose.usable_cpus", lambda: 2)
     config, problems = loader.read_text(server("room", more='workers = "auto"'), "x.toml")
@@ -90,7 +93,7 @@ def test_a_worker_does_not_ask_again_how_many_cpus_there_are(plugins, monkeypatc
     assert not problems
 
 
-def test_a_model_that_forks_in_its_own_way_is_none_for_one_process(plugins, wrong):
+def test_a_model_that_forks_in_its_own_way_is_none_for_one_process(plugins: Plugins, wrong: Wrong) -> None:
     class Own:
         handler_kinds = frozenset({"message"})
         managed = {"fork_beside_threads": False}
@@ -100,7 +103,7 @@ def test_a_model_that_forks_in_its_own_way_is_none_for_one_process(plugins, wron
     assert wrong(server("message", more='concurrency = "own"')) == []
 
 
-def test_settings_become_attributes(composed):
+def test_settings_become_attributes(composed: Composed) -> None:
     (plan,) = composed(
         server(more='socket.backlog = 7\nlimits.idle_timeout = "5s"\nlimits.max_connections = 3')
     )
@@ -132,24 +135,28 @@ def test_who_operates_has_the_last_word_on_the_longest_message(handler, more, ma
     assert plan.handler.framing.max_message == maximum
 
 
-def test_a_framing_of_the_configuration_replaces_the_handlers_for_this_server_only(composed):
+def test_a_framing_of_the_configuration_replaces_the_handlers_for_this_server_only(
+    composed: Composed,
+) -> None:
     (plan,) = composed(server(more='framing = "lines"'))
     assert isinstance(plan.handler.framing, Lines)
     assert isinstance(Message.framing, Raw)
     assert (plan.handler.__name__, plan.handler.__module__) == ("Message", Message.__module__)
 
 
-def test_relative_socket_paths_begin_at_the_configurations_folder(composed):
+def test_relative_socket_paths_begin_at_the_configurations_folder(composed: Composed) -> None:
     (plan,) = composed(server(listen='["unix:a.sock", "unix:/run/b.sock", "unix:@c"]'), Path("etc/x.toml"))
     assert [address.path for address in plan.addresses] == ["etc/a.sock", "/run/b.sock", "@c"]
 
 
-def test_a_name_that_begins_with_a_digit_still_makes_a_class(composed):
+def test_a_name_that_begins_with_a_digit_still_makes_a_class(composed: Composed) -> None:
     (plan,) = composed(server(name="7-up_x"))
     assert plan.server_class.__name__ == "Server7UpXTCPServer"
 
 
-def test_hooks_put_their_mixins_in_front_only_where_somebody_listens(composed, plugins):
+def test_hooks_put_their_mixins_in_front_only_where_somebody_listens(
+    composed: Composed, plugins: Plugins
+) -> None:
     class Watching:
         @hookimpl
         def srvkit_error(self, error: Any) -> None: ...
@@ -165,7 +172,7 @@ def test_hooks_put_their_mixins_in_front_only_where_somebody_listens(composed, p
     assert [type(stage).__name__ for stage in plan.server_class.admission] == ["Capacity", "VerifyHook"]
 
 
-def test_a_hook_that_decides_cannot_be_a_wrapper(plugins, composed):
+def test_a_hook_that_decides_cannot_be_a_wrapper(plugins: Plugins, composed: Composed) -> None:
     class Wrapping:
         @hookimpl(wrapper=True)
         def srvkit_configure(self, config: Any) -> Any:

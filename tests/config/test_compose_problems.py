@@ -12,9 +12,10 @@ import pytest
 from srvkit.config import loader
 from srvkit.config.compose import compose
 from srvkit.plugins.hookspecs import hookimpl
-from srvkit.plugins.manager import Offer, make_manager
+from srvkit.plugins.manager import Offer, Plugins, make_manager
 from srvkit.server.async_handler import AsyncHandler
 from tests.config.composed_handlers import Message, Stream, server
+from tests.config.conftest import Wrong
 
 
 @pytest.mark.parametrize(
@@ -237,11 +238,13 @@ def test_two_servers_on_one_address_are_a_problem(one, other, clash, wrong):
         assert problem.endswith(" of server.one are the same address")
 
 
-def test_every_server_is_looked_at_although_one_is_wrong(wrong):
+def test_every_server_is_looked_at_although_one_is_wrong(wrong: Wrong) -> None:
     assert len(wrong(server("x", name="a") + server("y", name="b") + server("z", name="c"))) == 3
 
 
-def test_plugins_are_not_asked_about_a_configuration_that_is_wrong_anyway(plugins, wrong):
+def test_plugins_are_not_asked_about_a_configuration_that_is_wrong_anyway(
+    plugins: Plugins, wrong: Wrong
+) -> None:
     class Asked:
         @hookimpl
         def srvkit_configure(self, config: Any) -> None:

@@ -65,7 +65,7 @@ class Delimiter:
 
 
 class TestWhatDeclaresOptions:
-    def test_a_dataclass(self):
+    def test_a_dataclass(self) -> None:
         made, problems = convert(
             Options, motd="hi", threads=2, ratio=1, loud=True, wait="5m", room="1KiB", color=3, names=["a"],
             ages={"x": 1}, secret="ß", peer={"host": "h"}, peers=[{"host": "i", "port": 1}], key="k",
@@ -77,20 +77,20 @@ class TestWhatDeclaresOptions:
             "k", (2, "b"), {"x": [1]}, datetime.date(2020, 1, 2),
         )  # fmt: skip
 
-    def test_a_dataclass_with_defaults(self):
+    def test_a_dataclass_with_defaults(self) -> None:
         assert convert(Options, motd="hi") == (Options("hi"), [])
 
-    def test_a_struct_by_the_names_it_gives(self):
+    def test_a_struct_by_the_names_it_gives(self) -> None:
         made, problems = convert(Struct, **{"retry-count": 3, "room": "2KiB"})
         assert problems == []
         assert (made.retry_count, made.room) == (3, 2048)
 
-    def test_a_constructor_with_bytes_and_a_size(self):
+    def test_a_constructor_with_bytes_and_a_size(self) -> None:
         made, problems = convert(Delimiter, delimiter="\r\n", max_message="64KiB")
         assert problems == []
         assert (made.delimiter, made.max_message) == (b"\r\n", 65536)
 
-    def test_a_function(self):
+    def test_a_function(self) -> None:
         def build(size: int, *rest: int, **others: int) -> int:
             return size + 1
 
@@ -99,14 +99,14 @@ class TestWhatDeclaresOptions:
             ".more: unknown option 'more', the options here are size"
         ]
 
-    def test_a_class_without_options(self):
+    def test_a_class_without_options(self) -> None:
         class Plain:
             pass
 
         assert isinstance(convert(Plain)[0], Plain)
         assert problems_of(Plain, x=1) == [".x: unknown option 'x', there are no options here"]
 
-    def test_annotations_that_cannot_be_resolved(self):
+    def test_annotations_that_cannot_be_resolved(self) -> None:
         class Broken:
             def __init__(self, size: Missing) -> None:  # type: ignore[name-defined]  # noqa: F821
                 pass
@@ -145,7 +145,7 @@ class TestProblems:
     def test_each_says_what_is_expected_and_what_came(self, name, value, message):
         assert problems_of(Options, **{"motd": "hi", name: value}) == [message]
 
-    def test_all_are_found_at_once(self):
+    def test_all_are_found_at_once(self) -> None:
         assert problems_of(Options, threads="x", names=[1, 2], peer={"port": "x"}, treads=1) == [
             ".treads: unknown option 'treads', did you mean 'threads'?",
             ".motd: missing, this option is required",
@@ -156,7 +156,7 @@ class TestProblems:
             ".peer.port: expected an integer, got a string",
         ]
 
-    def test_bounds_of_a_struct(self):
+    def test_bounds_of_a_struct(self) -> None:
         assert problems_of(Struct, **{"retry-count": 0}) == [".retry-count: expected an integer >= 1"]
 
     @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ class TestProblems:
     def test_what_the_constructor_refuses(self, declared, table, message):
         assert problems_of(declared, **table) == [message]
 
-    def test_a_constructor_that_refuses_without_a_word(self):
+    def test_a_constructor_that_refuses_without_a_word(self) -> None:
         class Silent:
             def __init__(self) -> None:
                 raise ValueError
 
         assert problems_of(Silent) == [": ValueError"]
 
-    def test_an_enumeration(self):
+    def test_an_enumeration(self) -> None:
         class Color(enum.Enum):
             RED = "red"
 
@@ -203,12 +203,12 @@ handler = { name = "echo", motd = "${MOTD}", threads = "${NUM}", names = ["${MOT
             made = convert_options(declared, config.server["echo"].handler.options, KEY, problems)
         return made, list(map(str, problems.listed()))
 
-    def test_are_converted_to_the_options_type(self):
+    def test_are_converted_to_the_options_type(self) -> None:
         made, problems = self.options(MOTD="5", NUM="5")
         assert problems == []
         assert made == Options("5", 5, names=["5"], ages={"x": 5})
 
-    def test_that_are_unset_are_the_only_problem(self):
+    def test_that_are_unset_are_the_only_problem(self) -> None:
         made, problems = self.options(MOTD="hi")
         assert made is None
         assert problems == [
@@ -217,7 +217,7 @@ handler = { name = "echo", motd = "${MOTD}", threads = "${NUM}", names = ["${MOT
             for key in ("threads", "ages.x")
         ]
 
-    def test_are_not_shown_in_what_a_constructor_says(self):
+    def test_are_not_shown_in_what_a_constructor_says(self) -> None:
         class Picky:
             def __init__(self, motd: str, threads: int, names: list[str], ages: dict[str, int]) -> None:
                 raise ValueError(f"{motd!r} is no good with {threads} of 40")
@@ -227,7 +227,7 @@ handler = { name = "echo", motd = "${MOTD}", threads = "${NUM}", names = ["${MOT
         assert problems == ["srvkit.toml:3: server.echo.handler: '${MOTD}' is no good with ${NUM} of 40"]
 
 
-def test_options_of_a_key_with_a_problem_of_another_key_are_still_made():
+def test_options_of_a_key_with_a_problem_of_another_key_are_still_made() -> None:
     problems = Problems(Source())
     problems.add(("server", "other"), "wrong")
     assert convert_options(Delimiter, {"delimiter": ";"}, KEY, problems).delimiter == b";"

@@ -393,13 +393,13 @@ def test_whatever_is_raised_while_options_are_made_is_one_line(error, said):
     assert problems_of(declaring(tuple[After, ...]), x=[{}, {"x": 1}]) == [f".x[0]{said}", f".x[1]{said}"]
 
 
-def test_options_may_be_a_generic_class_that_is_given_something():
+def test_options_may_be_a_generic_class_that_is_given_something() -> None:
     made, problems = convert(Pair[bytes], one="quit", extra="quit")
     assert problems == []
     assert (made, made.kept) == (Pair(Q), Q)
 
 
-def test_a_keyboard_interrupt_is_the_users():
+def test_a_keyboard_interrupt_is_the_users() -> None:
     class Faulty:
         def __init__(self) -> None:
             raise KeyboardInterrupt
@@ -408,7 +408,7 @@ def test_a_keyboard_interrupt_is_the_users():
         convert(Faulty)
 
 
-def test_a_class_that_only_looks_like_a_dataclass_is_told():
+def test_a_class_that_only_looks_like_a_dataclass_is_told() -> None:
     class Forgotten:
         times: int = 2
 
@@ -417,7 +417,7 @@ def test_a_class_that_only_looks_like_a_dataclass_is_told():
     ]
 
 
-def test_annotations_may_raise_anything():
+def test_annotations_may_raise_anything() -> None:
     class Broken:
         def __init__(self, size: 1 / 0) -> None:  # type: ignore[valid-type]
             pass

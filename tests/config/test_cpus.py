@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from srvkit.config import cpus
 
 
 @pytest.fixture
-def quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`quota({"": "max 100000", "a/b": "50000 100000"})`: the number, with 8 CPUs and these quotas."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
 

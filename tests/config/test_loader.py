@@ -24,7 +24,7 @@ def refusal(name: str | Path) -> str:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder the test runs in, so that messages name the file as the user would."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -70,7 +70,7 @@ class TestFilesThatCannotBeRead:
         monkeypatch.setattr(os, "stat", deceived)
         assert refusal("pipe") == "pipe: is not a regular file"
 
-    def test_device(self):
+    def test_device(self) -> None:
         assert refusal("/dev/zero") == "/dev/zero: is not a regular file"
 
     def test_socket(self, here):
@@ -88,7 +88,7 @@ class TestFilesThatCannotBeRead:
         os.symlink("loop", "loop")
         assert refusal("loop") == "loop: cannot be read: Too many levels of symbolic links"
 
-    def test_a_name_that_can_be_none(self):
+    def test_a_name_that_can_be_none(self) -> None:
         assert refusal("a\0b") == "'a\\x00b': is no name of a file"
 
     @pytest.mark.parametrize("size", [2**20 + 1, 10_000_000])
@@ -132,7 +132,7 @@ def test_a_secret_in_a_line_of_bad_syntax_is_not_shown(here):
     assert "hunter2" not in refusal("srvkit.toml")
 
 
-def test_carriage_returns_before_newlines_are_fine():
+def test_carriage_returns_before_newlines_are_fine() -> None:
     assert problems_of(GOOD.replace("\n", "\r\n") + "x = 1\r\n")[0].startswith(
         "srvkit.toml:4: server.echo.x: "
     )
@@ -146,7 +146,7 @@ def test_a_file_without_a_server(text):
 
 
 class TestTables:
-    def test_problems_have_keys_without_a_file(self):
+    def test_problems_have_keys_without_a_file(self) -> None:
         table = {
             "server": {"echo": {"listen": ("tcp://:1", 5), "handler": "${HOME}", "framing": None, "x": 1}}
         }
@@ -157,12 +157,12 @@ class TestTables:
             "server.echo.listen[1]: expected a string, got an integer",
         ]
 
-    def test_variables_are_left_alone_unless_there_is_an_environment(self):
+    def test_variables_are_left_alone_unless_there_is_an_environment(self) -> None:
         table = {"server": {"echo": {"listen": "tcp://:1", "handler": "${H}"}}}
         assert loader.from_table(table)[0].server["echo"].handler.name == "${H}"
         assert loader.from_table(table, (), {"H": "x"})[0].server["echo"].handler.name == "x"
 
-    def test_a_table_without_end_is_a_problem(self):
+    def test_a_table_without_end_is_a_problem(self) -> None:
         options: dict[str, object] = {"name": "echo"}
         options["again"] = options
         table = {"server": {"echo": {"listen": "tcp://:1", "handler": options}}}
@@ -205,7 +205,7 @@ listen = [
         problems.add(key, "wrong")
         assert list(map(str, problems.listed())) == [f"{place}wrong"]
 
-    def test_problems_come_in_the_order_of_the_file_and_then_as_they_were_added(self):
+    def test_problems_come_in_the_order_of_the_file_and_then_as_they_were_added(self) -> None:
         _, problems = loader.read_text(self.TEXT, "srvkit.toml", ["server.a.workers=1"])
         for key in (
             ("server", "a", "workers"),
@@ -225,12 +225,12 @@ listen = [
             ("--set", 0, "server.a.workers"),
         ]
 
-    def test_messages_stay_on_one_line(self):
+    def test_messages_stay_on_one_line(self) -> None:
         _, problems = loader.read_text(self.TEXT, "srvkit.toml")
         problems.add(("server", "a"), "first\nsecond\r\n  third")
         assert str(problems.listed()[0]) == "srvkit.toml:1: server.a: first second third"
 
-    def test_a_file_of_many_problems_lists_the_first_ones_and_counts_the_others(self):
+    def test_a_file_of_many_problems_lists_the_first_ones_and_counts_the_others(self) -> None:
         _, problems = loader.read_text(
             GOOD + "\n".join(f"k{number} = 1" for number in range(20_000)), "srvkit.toml"
         )
@@ -241,7 +241,7 @@ listen = [
         assert str(listed[500]) == "srvkit.toml: and 19500 more problems"
 
 
-def test_every_kind_of_problem_of_a_file_is_reported_at_once():
+def test_every_kind_of_problem_of_a_file_is_reported_at_once() -> None:
     text = """\
 [srvkit]
 owner = "srv"

@@ -10,7 +10,7 @@ from tests.config.loaded_text import GOOD, config_of, problems_of
 
 
 class TestVariables:
-    def test_are_put_into_strings_everywhere(self):
+    def test_are_put_into_strings_everywhere(self) -> None:
         text = """
             [srvkit]
             plugins = ["${PLACE}/handlers", "$${HOME}", "${UNSET:-a}${EMPTY:-b}"]
@@ -23,7 +23,7 @@ class TestVariables:
         assert config.server["echo"].listen == ("unix:/srv/echo.sock",)
         assert config.server["echo"].handler == Choice("echo", {"motd": ["hi echo"]})
 
-    def test_alone_they_are_converted_to_the_keys_type(self):
+    def test_alone_they_are_converted_to_the_keys_type(self) -> None:
         text = (
             GOOD
             + """
@@ -56,13 +56,13 @@ class TestVariables:
             "0",
         )
 
-    def test_with_other_text_they_are_strings(self):
+    def test_with_other_text_they_are_strings(self) -> None:
         text = GOOD + 'limits.max_connections = "${COUNT}0"\n'
         assert problems_of(text, COUNT="7") == [
             "srvkit.toml:4: server.echo.limits.max_connections: expected an integer, got a string"
         ]
 
-    def test_each_one_that_is_unset_is_a_problem_and_the_only_one_of_its_key(self):
+    def test_each_one_that_is_unset_is_a_problem_and_the_only_one_of_its_key(self) -> None:
         text = """\
 [server.echo]
 listen = ["tcp://${HOST}:1", "${OTHER}"]
@@ -111,7 +111,7 @@ workers = "${WORKERS}"
     def test_what_they_hold_is_never_shown(self, line, message, secret):
         assert problems_of(f"{GOOD}{line}\n", V=secret) == [f"srvkit.toml:4: server.echo.{message}"]
 
-    def test_nor_where_it_is_out_of_bounds(self):
+    def test_nor_where_it_is_out_of_bounds(self) -> None:
         text = GOOD + 'workers = "${V}"\nlimits.max_connections = "${W}"\nlimits.idle_timeout = "${V}"'
         assert problems_of(text, V="-4", W="0") == [
             'srvkit.toml:4: server.echo.workers: expected a number from 1 to 1024 or "auto", got ${V}',
@@ -119,12 +119,12 @@ workers = "${WORKERS}"
             "srvkit.toml:6: server.echo.limits.idle_timeout: expected a duration from 0s to 500h, got ${V}",
         ]
 
-    def test_one_that_begins_like_another_is_hidden_as_a_whole(self):
+    def test_one_that_begins_like_another_is_hidden_as_a_whole(self) -> None:
         text = GOOD + "limits.when_full = '${A}-${B}'\n"
         message = problems_of(text, A="secret", B="secretive")[0]
         assert message.endswith("expected 'wait' or 'close', got '${A}-${B}'")
 
-    def test_nor_in_what_others_say_about_the_key(self):
+    def test_nor_in_what_others_say_about_the_key(self) -> None:
         text = GOOD.replace('"tcp://127.0.0.1:0"', '["${LISTEN}", "tcp://${HOST}:1"]')
         _, problems = loader.read_text(text, "srvkit.toml", (), {"LISTEN": "tpc://secret", "HOST": "a b"})
         problems.add(("server", "echo", "listen", 0), "'tpc://secret' is no address, 'tcp://...' would be")
@@ -136,7 +136,7 @@ workers = "${WORKERS}"
 
 
 class TestOverrides:
-    def test_replace_and_add_keys_with_toml_values_or_strings(self):
+    def test_replace_and_add_keys_with_toml_values_or_strings(self) -> None:
         config = config_of(
             GOOD,
             "server.echo.concurrency=forking",
@@ -156,7 +156,7 @@ class TestOverrides:
         assert config.server["b.c"].handler == Choice("x")
         assert config.srvkit.drain_timeout == 300
 
-    def test_give_options_to_a_choice_that_is_a_name(self):
+    def test_give_options_to_a_choice_that_is_a_name(self) -> None:
         text = GOOD + 'concurrency = "pool"\nframing = "lines"\n'
         names = ("handler", "concurrency", "framing")
         echo = config_of(text, *(f"server.echo.{name}.size=4" for name in names)).server["echo"]
@@ -200,13 +200,13 @@ class TestOverrides:
     def test_their_problems_name_them(self, override, message):
         assert problems_of(GOOD, override) == [f"--set: {message}"]
 
-    def test_only_the_choice_itself_may_become_a_table(self):
+    def test_only_the_choice_itself_may_become_a_table(self) -> None:
         text = GOOD + 'framing = { name = "x", framing = "y" }\n'
         assert problems_of(text, "server.echo.framing.framing.z=1") == [
             "--set: server.echo.framing.framing.z: server.echo.framing.framing is not a table"
         ]
 
-    def test_a_replaced_line_of_the_file_is_not_blamed(self):
+    def test_a_replaced_line_of_the_file_is_not_blamed(self) -> None:
         text = GOOD + "limits = { x = 1 }\nconcurrency = 5\n"
         assert problems_of(text, "server.echo.limits={ x = 2 }", "server.echo.socket.y=1") == [
             'srvkit.toml:5: server.echo.concurrency: expected a name or a table like { name = "..." }, got 5',
@@ -217,7 +217,7 @@ class TestOverrides:
             " backlog, group, keepalive, mode, nodelay, owner, receive_buffer, send_buffer",
         ]
 
-    def test_leave_the_table_they_are_applied_to_alone(self):
+    def test_leave_the_table_they_are_applied_to_alone(self) -> None:
         table = {"server": {"echo": {"listen": "tcp://:1", "handler": "echo"}}}
         config, problems = loader.from_table(
             table, ["server.echo.handler.x=1", "server.b.handler=x", "srvkit.block=[]"]

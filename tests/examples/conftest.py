@@ -12,9 +12,11 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+
+from tests.conftest import Program, Start
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -31,18 +33,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 class Example:
     """An example that runs, in a copy of its folder."""
 
-    def __init__(self, program: Any, started: Callable[..., Any]) -> None:
+    def __init__(self, program: Program, started: Callable[..., Program]) -> None:
         self.program = program
         self.folder = program.folder
         self._started = started
 
     @property
     def log(self) -> str:
-        return str(self.program.log)
+        return self.program.log
 
     def address(self, server: str) -> str:
         """Wait until the server listens; return its first address."""
-        return str(self.program.addresses(server)[0])
+        return self.program.addresses(server)[0]
 
     def ports(self, *servers: str) -> list[str]:
         """Wait until these servers listen; return their ports, as a client takes them."""
@@ -64,7 +66,7 @@ class Example:
         assert done.returncode == status, f"{done.stdout}{done.stderr}\nthe server's log:\n{self.log}"
         return done.stdout if status == 0 else done.stderr
 
-    def client_that_stays(self, *arguments: str, program: str = "client.py") -> Any:
+    def client_that_stays(self, *arguments: str, program: str = "client.py") -> Program:
         """Start a client to talk to: `log` is what it prints, `say()` what one types."""
         return self._started(program, *arguments, folder=self.folder, stdin=subprocess.PIPE)
 
@@ -92,10 +94,14 @@ def overrides(config: Path, model: str, servers: tuple[str, ...] | None) -> Iter
             yield f"server.{name}.{key}={model}"
 
 
+class RunExample(Protocol):
+    def __call__(self, model: str = "", *more: str, servers: tuple[str, ...] | None = None) -> Example: ...
+
+
 @pytest.fixture
 def run_example(
-    request: pytest.FixtureRequest, start: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Example]]:
+    request: pytest.FixtureRequest, start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunExample]:
     """`run_example(model)`: `srvkit run` in a copy of the folder that this test's file is named for.
 
     At the end of the test it is stopped: with status 0, and no traceback in its log.
@@ -103,7 +109,7 @@ def run_example(
     name = request.path.stem.removeprefix("test_").replace("_", "-")
     with contextlib.ExitStack() as stack:
 
-        def started(*command: str, **settings: Any) -> Any:
+        def started(*command: str, **settings: Any) -> Program:
             return stack.enter_context(start(*command, **settings))
 
         def run(model: str = "", *more: str, servers: tuple[str, ...] | None = None) -> Example:

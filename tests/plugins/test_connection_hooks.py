@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+from tests.conftest import Connect
+from tests.plugins.conftest import Ask, Notes, Watched
 
 MODELS = ["serial", "threading", "pool", "forking"]
 
@@ -54,7 +59,9 @@ def test_hook_verify_request(model, watched, worker, notes, ask):
     assert "LookupError: cannot say" in program.log
 
 
-def test_hook_verify_request_refuses_a_datagram(watched, ask, notes, client, tmp_path):
+def test_hook_verify_request_refuses_a_datagram(
+    watched: Watched, ask: Ask, notes: Notes, client: Connect, tmp_path: Path
+) -> None:
     program = watched(
         """
         @hookimpl
@@ -192,7 +199,9 @@ def test_hook_error(model, watched, notes, ask):
     assert "srvkit_error of plugin watcher.py failed" in program.log
 
 
-def test_a_plugin_that_fails_does_not_keep_another_from_being_told(watched, ask, tmp_path):
+def test_a_plugin_that_fails_does_not_keep_another_from_being_told(
+    watched: Watched, ask: Ask, tmp_path: Path
+) -> None:
     (tmp_path / "other.py").write_text(
         "from srvkit import hookimpl\n"
         "@hookimpl\ndef srvkit_connection_close(outcome):\n    open('told', 'a').write(outcome)\n"

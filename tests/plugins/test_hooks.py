@@ -10,6 +10,7 @@ from textwrap import dedent
 import pytest
 
 from srvkit.plugins.manager import Plugins, make_manager
+from tests.plugins.conftest import Notes, Watched
 
 MODELS = ["serial", "threading", "pool", "forking"]
 
@@ -157,7 +158,7 @@ def test_hook_server_stop(model, watched, worker, notes, ask):
     assert "LookupError: no matter" in program.log
 
 
-def test_hook_server_stop_is_not_called_where_server_start_was_not(watched, notes):
+def test_hook_server_stop_is_not_called_where_server_start_was_not(watched: Watched, notes: Notes) -> None:
     program = watched(
         """
         @hookimpl

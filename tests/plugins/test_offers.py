@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from srvkit.errors import PluginError
+from tests.plugins.conftest import Install, Make, Write
 from tests.plugins.plugin_sources import installed_offering, offering, refused
 
 OFFERING_HOOKS = [
@@ -54,14 +57,16 @@ class TestOffering:
 
 
 class TestWinning:
-    def test_one_name_from_two_installed_plugins_is_refused(self, install, make):
+    def test_one_name_from_two_installed_plugins_is_refused(self, install: Install, make: Make) -> None:
         install("acme", "rocket = acme_rocket", acme_rocket=installed_offering("rocket"))
         install("bcme", "rocket = bcme_rocket", bcme_rocket=installed_offering("rocket"))
         message = refused(make)
         assert "acme 1.2: rocket" in message
         assert "bcme 1.2: rocket" in message
 
-    def test_a_plugin_of_the_configuration_wins_over_an_installed_one_and_says_so(self, install, write, make):
+    def test_a_plugin_of_the_configuration_wins_over_an_installed_one_and_says_so(
+        self, install: Install, write: Write, make: Make
+    ) -> None:
         install("acme", "rocket = acme_rocket", acme_rocket=installed_offering("rocket"))
         write("plugs/one.py", offering("rocket"))
         plugins = make("plugs")
@@ -70,13 +75,15 @@ class TestWinning:
             "handler 'rocket' of plugin plugs/one.py is used instead of the installed one (acme 1.2: rocket)"
         ]
 
-    def test_a_plugin_of_the_configuration_wins_over_srvkits_own_and_says_so(self, write, make):
+    def test_a_plugin_of_the_configuration_wins_over_srvkits_own_and_says_so(
+        self, write: Write, make: Make
+    ) -> None:
         write("plugs/one.py", offering("lines", "srvkit_framings"))
         plugins = make("plugs")
         assert plugins.framings["lines"].plugin == "plugs/one.py"
         assert plugins.notes == ["framing 'lines' of plugin plugs/one.py is used instead of srvkit's own"]
 
-    def test_an_installed_plugin_does_not_win_over_srvkits_own(self, install, make):
+    def test_an_installed_plugin_does_not_win_over_srvkits_own(self, install: Install, make: Make) -> None:
         source = (
             installed_offering("x").replace("'x'", "'lines'").replace("srvkit_handlers", "srvkit_framings")
         )
@@ -84,8 +91,8 @@ class TestWinning:
         assert "offers framing 'lines', and so does plugin srvkit" in refused(make)
 
     def test_an_installed_folder_that_the_configuration_names_too_needs_no_note(
-        self, install, write, make, tmp_path
-    ):
+        self, install: Install, write: Write, make: Make, tmp_path: Path
+    ) -> None:
         file = write("plugs/one.py", offering("rocket"))
         install("acme", "rocket = acme_rocket")
         (tmp_path / "site" / "acme_rocket.py").symlink_to(file)
@@ -95,13 +102,13 @@ class TestWinning:
 
 
 class TestImportHandler:
-    def test_a_class_is_imported_by_reference(self, write, make):
+    def test_a_class_is_imported_by_reference(self, write: Write, make: Make) -> None:
         write("my_pkg/server.py", offering("first"))
         plugins = make()
         assert plugins.import_handler("my_pkg.server:Thing").__name__ == "Thing"
         assert plugins.import_handler("my_pkg.server:Thing.Inner").__qualname__ == "Thing.Inner"
 
-    def test_a_class_of_a_plugin_is_the_same_class(self, write, make):
+    def test_a_class_of_a_plugin_is_the_same_class(self, write: Write, make: Make) -> None:
         write("plugs/one.py", offering("first"))
         plugins = make("plugs")
         assert plugins.import_handler("plugs.one:Thing") is plugins.handlers["first"].cls

@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import pytest
 
 from srvkit.process.control_client import ask
+from tests.conftest import Connect, Program, Start
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30  # seconds before something counts as hung; nothing waits that long when all is well
@@ -49,6 +50,17 @@ def srvkit_handlers():
 """
 
 
+class Run(Protocol):
+    def __call__(
+        self, servers: str, plugin: str = "", drain_timeout: str = "60s", **settings: Any
+    ) -> Program: ...
+
+
+Say = Callable[[str, bytes], socket.SocketIO]
+Offspring = Callable[[int, int], Callable[[], None]]
+Available = Callable[[str], None]
+
+
 @pytest.fixture
 def mode() -> list[str]:
     """What `run` adds to the command; parametrize it to choose."""
@@ -56,12 +68,12 @@ def mode() -> list[str]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, start: Callable[..., Any], mode: list[str]) -> Iterator[Callable[..., Any]]:
+def run(tmp_path: Path, start: Start, mode: list[str]) -> Iterator[Run]:
     """`run(servers, drain_timeout="1s")`: `srvkit run` with the handler `hold`, and more in plugin.py."""
     os.mkfifo(tmp_path / "release")  # to be written to, or nothing that holds ever ends
     with contextlib.ExitStack() as stack:
 
-        def run(servers: str, plugin: str = "", drain_timeout: str = "60s", **settings: Any) -> Any:
+        def run(servers: str, plugin: str = "", drain_timeout: str = "60s", **settings: Any) -> Program:
             (tmp_path / "plugin.py").write_text(HANDLERS + plugin)
             general = f'[srvkit]\nplugins = ["plugin.py"]\ndrain_timeout = "{drain_timeout}"\n'
             (tmp_path / "srvkit.toml").write_text(general + servers)
@@ -71,11 +83,11 @@ def run(tmp_path: Path, start: Callable[..., Any], mode: list[str]) -> Iterator[
 
 
 @pytest.fixture
-def say(client: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def say(client: Connect, tmp_path: Path) -> Iterator[Say]:
     """`say(address, b"hold")`: say a line to a stream server that answers; return the socket's file."""
     with contextlib.ExitStack() as stack:
 
-        def say(address: str, line: bytes) -> Any:
+        def say(address: str, line: bytes) -> socket.SocketIO:
             sock = stack.enter_context(client(address, tmp_path))
             file = stack.enter_context(sock.makefile("rwb", buffering=0))
             file.write(line + b"\n")
@@ -86,8 +98,8 @@ def say(client: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., An
 
 
 @pytest.fixture
-def offspring() -> Iterator[Callable[..., Any]]:
-    """`ended = offspring(pid)`: what a process has forked by now; `ended()` waits for its end."""
+def offspring() -> Iterator[Offspring]:
+    """`ended = offspring(pid, count)`: what a process has forked by now; `ended()` waits for its end."""
     descriptors: list[int] = []
 
     def offspring(pid: int, count: int) -> Callable[[], None]:
@@ -179,11 +191,25 @@ def srvkit_handlers():
 class Managed:
     """A srvkit with its supervisor: what is in its folder, what it logs, and what it answers."""
 
-    def __init__(self, folder: Path, start: Callable[..., Any], connect: Callable[..., Any]) -> None:
+    def __init__(self, folder: Path, start: Callable[..., Program], connect: Connect) -> None:
         self.folder = folder
-        self.program: Any = None
+        self._program: Program | None = None
         self._start = start
         self._connect = connect
+
+    @property
+    def program(self) -> Program:
+        assert self._program is not None, "it was not started"
+        return self._program
+
+    @program.setter
+    def program(self, program: Program) -> None:
+        self._program = program
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was started and is over."""
+        return self._program is not None and self._program.process.poll() is not None
 
     def write(self, servers: str, plugin: str = TALK, general: str = "") -> None:
         """Write both files, for the start or for what comes after a reload."""
@@ -245,11 +271,11 @@ class Managed:
     def address(self, name: str = "a") -> str:
         return str(self.server(name)["addresses"][0])
 
-    def connect(self, address: str = "") -> Any:
+    def connect(self, address: str = "") -> socket.socket:
         """Return a socket that is connected to an address, or to the only one."""
         return self._connect(address or self.address(), self.folder)
 
-    def talk(self, line: bytes = b"hello", address: str = "") -> Any:
+    def talk(self, line: bytes = b"hello", address: str = "") -> IO[bytes]:
         """Say a line on a new connection; return the socket's file, from which nothing was read yet."""
         with self.connect(address) as sock:
             sock.sendall(line + b"\n")
@@ -276,7 +302,7 @@ class Managed:
                 self.program.wait_for(f"{name}: listening on ")
         return self
 
-    def start(self, *arguments: str, **settings: Any) -> Any:
+    def start(self, *arguments: str, **settings: Any) -> Program:
         """Start Python with these arguments in the folder; return the program."""
         return self._start(*arguments, **({"folder": self.folder} | settings))
 
@@ -364,14 +390,14 @@ class Load:
 
 @pytest.fixture
 def managed(
-    tmp_path: Path, start: Callable[..., Any], client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start: Start, client: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Managed]:
     """A supervisor in a folder of its own: `write` its files, `begin` it."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
     with contextlib.ExitStack() as stack:
         it = Managed(tmp_path, lambda *run, **more: stack.enter_context(start(*run, **more)), client)
         yield it
-        if it.program is not None and it.program.process.poll() is not None:
+        if it.has_ended:
             for pid in it.processes():  # else the pipe they write their log to would never end
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -390,7 +416,7 @@ def talking() -> str:
 
 
 @pytest.fixture
-def available() -> Callable[[str], None]:
+def available() -> Available:
     """`available(model)`: skip where a model lacks what it is made of."""
 
     def check(model: str) -> None:

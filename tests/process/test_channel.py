@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ class End:
 
 
 @pytest.fixture
-def ends():
+def ends() -> Iterator[tuple[End, End]]:
     one, other = End((pair := open_channel())[0]), End(pair[1])
     yield one, other
     for end in (one, other):

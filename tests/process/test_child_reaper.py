@@ -8,33 +8,38 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from srvkit.fork import fork
 from srvkit.process.child import CANNOT_BOOT, ending
 from srvkit.process.supervisor.child_reaper import ChildReaper
+from tests.conftest import Eventually
 
 PATIENCE = 30
 
 
+class Family(ChildReaper):
+    """Children, and how they ended; `heard(count)` reaps until so many ends came."""
+
+    def __init__(self, eventually: Eventually) -> None:
+        super().__init__()
+        self.ends: list[tuple[str, int]] = []
+        self._eventually = eventually
+
+    def begin(self, main: Callable[[], int], name: str = "one") -> int:
+        return self.fork(main, lambda status: self.ends.append((name, status)))
+
+    def heard(self, count: int = 1) -> list[tuple[str, int]]:
+        self._eventually(lambda: self.reap() or len(self.ends) >= count)
+        return self.ends
+
+
 @pytest.fixture
-def family(eventually):
-    """Children that are all gone with the test; `family.heard(count)` reaps until so many ends came."""
-
-    class Family(ChildReaper):
-        def __init__(self):
-            super().__init__()
-            self.ends: list[tuple[str, int]] = []
-
-        def begin(self, main, name="one"):
-            return self.fork(main, lambda status: self.ends.append((name, status)))
-
-        def heard(self, count=1):
-            eventually(lambda: self.reap() or len(self.ends) >= count)
-            return self.ends
-
-    family = Family()
+def family(eventually: Eventually) -> Iterator[Family]:
+    """Children that are all gone with the test."""
+    family = Family(eventually)
     yield family
     for pid in list(family._ends):
         os.kill(pid, signal.SIGKILL)

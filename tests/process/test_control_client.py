@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from srvkit.process.control_client import ControlError, NotRunning, ask
 PATIENCE = 30
 
 
-def test_asking_where_nobody_is(tmp_path):
+def test_asking_where_nobody_is(tmp_path: Path) -> None:
     with pytest.raises(NotRunning) as refused:
         ask(tmp_path / "c.sock", {"do": "status"})
     said = f"srvkit is not running with this configuration (no control socket at {tmp_path}/c.sock)"

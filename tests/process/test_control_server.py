@@ -133,7 +133,7 @@ def test_the_socket_is_for_us_alone_and_goes_with_us(supervisor):
     assert not list(path.parent.iterdir())
 
 
-def test_the_umask_has_no_say(tmp_path):
+def test_the_umask_has_no_say(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         it = Supervisor(tmp_path / "run" / "c.sock")
@@ -347,7 +347,7 @@ def test_a_file_put_in_its_place_is_not_removed(supervisor):
     assert supervisor.path.exists()
 
 
-def test_what_a_crash_has_left_is_replaced(tmp_path):
+def test_what_a_crash_has_left_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     with socket.socket(socket.AF_UNIX) as crashed:
         crashed.bind(str(path))
@@ -368,7 +368,7 @@ def test_what_is_in_use_is_left_alone(supervisor, tmp_path):
     assert ask(supervisor.path, {"do": "echo"}, PATIENCE) == {"do": "echo"}
 
 
-def test_a_successor_goes_on_with_the_descriptor(tmp_path):
+def test_a_successor_goes_on_with_the_descriptor(tmp_path: Path) -> None:
     """As after an exec: the same socket, and nobody who connected meanwhile is lost."""
     path = tmp_path / "c.sock"
     with EventLoop() as loop:
@@ -389,7 +389,7 @@ def test_a_successor_goes_on_with_the_descriptor(tmp_path):
     assert not path.exists()
 
 
-def test_a_forked_child_leaves_and_nothing_changes(tmp_path):
+def test_a_forked_child_leaves_and_nothing_changes(tmp_path: Path) -> None:
     code = (
         "import os, stat, sys\nfrom pathlib import Path\nfrom srvkit.net.event_loop import EventLoop\n"
         "from srvkit.process.supervisor.control_server import ControlSocket\nloop = EventLoop()\n"
@@ -463,7 +463,7 @@ def test_who_may_not_connect_is_told_whom_to_ask(supervisor):
     assert done.stdout == "1 c.sock is another user's: ask as that user, or as root\n"
 
 
-def test_one_that_cannot_be_watched_leaves_no_file(tmp_path, monkeypatch):
+def test_one_that_cannot_be_watched_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EventLoop() as loop:
 
         def fails(*_: object) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 
 import pytest
+
+from tests.process.conftest import Available, Managed
 
 LIBRARYS_OWN = 1 << 31 | 1 << 32  # signals 32 and 33 of the C library: as whoever runs the tests has them
 PATIENCE = 30  # seconds before something counts as hung
@@ -86,7 +89,7 @@ def srvkit_handlers():
 
 
 @pytest.fixture
-def starting(managed, available):
+def starting(managed: Managed, available: Available) -> Callable[..., Managed]:
     """`starting(model)`: a srvkit whose handler starts processes."""
 
     def begin(model: str, **settings):

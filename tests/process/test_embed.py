@@ -6,11 +6,13 @@ import os
 import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 import srvkit
 from srvkit.errors import ConfigError, ListenError, PluginError
+from tests.conftest import Connect
 from tests.process.embedded_handlers import TCP, Echo, ask
 
 MODELS = ["serial", "threading", "pool"]
@@ -74,27 +76,27 @@ def test_a_blocking_handler_is_served_under_each_model(model):
         assert ask(server.address) == b"HELLO\n"
 
 
-def test_the_server_takes_no_connection_after_the_end_of_the_block():
+def test_the_server_takes_no_connection_after_the_end_of_the_block() -> None:
     with srvkit.serve(Echo, TCP) as server:
         pass
     with pytest.raises(ConnectionRefusedError):
         ask(server.address)
 
 
-def test_stopping_twice_does_nothing_more():
+def test_stopping_twice_does_nothing_more() -> None:
     server = srvkit.serve(Echo, TCP)
     assert server.stop() is True
     assert server.stop() is True
 
 
-def test_a_program_that_fails_inside_the_block_stops_the_server_too():
+def test_a_program_that_fails_inside_the_block_stops_the_server_too() -> None:
     with pytest.raises(ZeroDivisionError), srvkit.serve(Echo, TCP) as server:
         _ = 1 / 0
     with pytest.raises(ConnectionRefusedError):
         ask(server.address)
 
 
-def test_several_addresses_are_all_told(tmp_path):
+def test_several_addresses_are_all_told(tmp_path: Path) -> None:
     with srvkit.serve(Echo, TCP, f"unix:{tmp_path}/echo.sock") as server:
         assert server.address == server.addresses[0]
         assert server.addresses[1] == f"{tmp_path}/echo.sock"
@@ -102,7 +104,7 @@ def test_several_addresses_are_all_told(tmp_path):
     assert not (tmp_path / "echo.sock").exists()
 
 
-def test_datagrams_are_served():
+def test_datagrams_are_served() -> None:
     with (
         srvkit.serve(Echo, "udp://127.0.0.1:0", concurrency="serial") as server,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
@@ -112,7 +114,7 @@ def test_datagrams_are_served():
         assert sock.recv(100) == b"hello\n"
 
 
-def test_an_inherited_unix_socket_tells_its_whole_path(tmp_path):
+def test_an_inherited_unix_socket_tells_its_whole_path(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(f"{tmp_path}/given.sock")
         with srvkit.serve(Echo, f"fd:{sock.fileno()}") as server:
@@ -120,7 +122,7 @@ def test_an_inherited_unix_socket_tells_its_whole_path(tmp_path):
             assert ask(server.address) == b"hello\n"
 
 
-def test_a_handlers_options_are_given_and_checked():
+def test_a_handlers_options_are_given_and_checked() -> None:
     with srvkit.serve(Greeter, TCP, options={"greeting": "hi", "times": 2}) as server:
         assert ask(server.address) == b"hi\n"
     with pytest.raises(ConfigError) as caught:
@@ -132,7 +134,7 @@ def test_a_handlers_options_are_given_and_checked():
     ]
 
 
-def test_framing_limits_and_socket_settings_are_those_of_the_configuration(tmp_path):
+def test_framing_limits_and_socket_settings_are_those_of_the_configuration(tmp_path: Path) -> None:
     with srvkit.serve(
         Echo,
         f"unix:{tmp_path}/echo.sock",
@@ -152,12 +154,12 @@ def test_framing_limits_and_socket_settings_are_those_of_the_configuration(tmp_p
                 assert file.read() == b"four;"
 
 
-def test_a_name_of_an_installed_plugin_will_do():
+def test_a_name_of_an_installed_plugin_will_do() -> None:
     with srvkit.serve("shout", TCP) as server:
         assert ask(server.address) == b"HELLO\n"
 
 
-def test_a_plugin_of_the_programs_own_will_do(tmp_path):
+def test_a_plugin_of_the_programs_own_will_do(tmp_path: Path) -> None:
     (tmp_path / "parrot_plugin.py").write_text(
         "from srvkit import *\nclass Parrot(MessageHandler):\n    framing = Lines()\n"
         "    def handle_message(self, message):\n        return message * 2\n"
@@ -167,12 +169,12 @@ def test_a_plugin_of_the_programs_own_will_do(tmp_path):
         assert ask(server.address) == b"hellohello\n"
 
 
-def test_an_import_name_will_do():
+def test_an_import_name_will_do() -> None:
     with srvkit.serve("http.server:SimpleHTTPRequestHandler", TCP) as server:
         assert ask(server.address, b"HEAD / HTTP/1.0\r\n\r\n") == b"HTTP/1.0 200 OK\r\n"
 
 
-def test_startup_and_shutdown_are_called_once_each():
+def test_startup_and_shutdown_are_called_once_each() -> None:
     Shared.events.clear()
     with srvkit.serve(Shared, TCP):
         assert Shared.events == ["startup"]
@@ -186,7 +188,7 @@ def test_what_startup_raises_is_raised_and_nothing_stays_open(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_address_in_use_is_an_error_that_names_it(tmp_path):
+def test_an_address_in_use_is_an_error_that_names_it(tmp_path: Path) -> None:
     with srvkit.serve(Echo, TCP) as server:
         address = "tcp://{}:{}".format(*server.address)
         with pytest.raises(ListenError, match=f"cannot listen on {address}: the address is in use"):
@@ -218,12 +220,12 @@ def test_what_is_wrong_is_a_config_error(arguments, settings, message):
         srvkit.serve(*arguments, **settings)
 
 
-def test_a_plugin_that_is_not_there_is_a_plugin_error():
+def test_a_plugin_that_is_not_there_is_a_plugin_error() -> None:
     with pytest.raises(PluginError, match="no_such_plugin"):
         srvkit.serve(Echo, TCP, plugins=["no_such_plugin"])
 
 
-def test_forking_beside_threads_is_refused_with_their_names():
+def test_forking_beside_threads_is_refused_with_their_names() -> None:
     go_on = threading.Event()
     other = threading.Thread(target=go_on.wait, name="mining")
     other.start()
@@ -235,7 +237,7 @@ def test_forking_beside_threads_is_refused_with_their_names():
         other.join()
 
 
-def test_an_endless_handler_is_cut_and_told_of(caplog):
+def test_an_endless_handler_is_cut_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
     server = srvkit.serve(Endless, TCP)
     assert ask(server.address) == b"holding\n"
     assert server.stop(drain_timeout=0.05) is False
@@ -245,7 +247,9 @@ def test_an_endless_handler_is_cut_and_told_of(caplog):
     Endless.let_go.set()
 
 
-def test_the_address_of_a_socket_far_down_is_the_short_way_there(tmp_path, monkeypatch):
+def test_the_address_of_a_socket_far_down_is_the_short_way_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / ("x" * 80) / ("y" * 80)
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -349,7 +353,7 @@ def test_others_have_their_time_and_are_then_cut(model, client, available, event
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_process_that_a_handler_has_forked_stops_nobody(client):
+def test_a_process_that_a_handler_has_forked_stops_nobody(client: Connect) -> None:
     class Forks(Echo):
         def handle_message(self, message):
             pid = os.fork()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.conftest import RunCode
 from tests.process.embedded_handlers import TCP, ask
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -53,7 +56,7 @@ print(children(), server.stop(), threading.active_count(), os.listdir("/proc/sel
     assert not (tmp_path / "echo.sock").exists()
 
 
-def test_an_endless_child_of_a_forking_server_is_cut(run_code):
+def test_an_endless_child_of_a_forking_server_is_cut(run_code: RunCode) -> None:
     program = run_code(
         FORKING.format(startup="pass", pid="os.getppid()")
         + f"""
@@ -66,7 +69,7 @@ print(server.stop(drain_timeout=0.05), sock.recv(100), children())
     assert program.log.splitlines()[-1] == "False b'' []"
 
 
-def test_a_forking_servers_startup_that_raises_leaves_nothing(run_code, tmp_path):
+def test_a_forking_servers_startup_that_raises_leaves_nothing(run_code: RunCode, tmp_path: Path) -> None:
     program = run_code(
         FORKING.format(startup="raise LookupError('no database')", pid=0)
         + """
@@ -105,7 +108,7 @@ except KeyboardInterrupt:
     assert program.log == "interrupted []\n"
 
 
-def test_a_stop_that_the_user_interrupts_leaves_no_process(run_code):
+def test_a_stop_that_the_user_interrupts_leaves_no_process(run_code: RunCode) -> None:
     program = run_code(
         FORKING.format(startup="pass", pid=0)
         + f"""
@@ -124,7 +127,7 @@ except KeyboardInterrupt:
     assert program.log == "interrupted [] True\n"
 
 
-def test_a_forking_server_ends_with_a_program_that_is_killed(run_code):
+def test_a_forking_server_ends_with_a_program_that_is_killed(run_code: RunCode) -> None:
     program = run_code(
         FORKING.format(startup="pass", pid=0)
         + f"""
@@ -140,7 +143,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         ask(("127.0.0.1", int(program.log)))
 
 
-def test_a_library_installs_no_signal_handlers_and_no_log_handlers(run_code):
+def test_a_library_installs_no_signal_handlers_and_no_log_handlers(run_code: RunCode) -> None:
     program = run_code(
         """
 import logging, signal, srvkit
@@ -217,7 +220,7 @@ three(server)
     assert program.log.splitlines() == ["hi", "hi", "hi", "True"]
 
 
-def test_a_forking_server_serves_on_beside_a_loop_that_hears_of_children(run_code):
+def test_a_forking_server_serves_on_beside_a_loop_that_hears_of_children(run_code: RunCode) -> None:
     program = run_code(
         THREE_CLIENTS
         + f"""
@@ -231,7 +234,7 @@ asyncio.run(main())
     assert program.log.splitlines() == ["hi", "hi", "hi", "True"]
 
 
-def test_signals_that_are_meant_for_the_program_do_not_stop_its_server(run_code):
+def test_signals_that_are_meant_for_the_program_do_not_stop_its_server(run_code: RunCode) -> None:
     program = run_code(
         THREE_CLIENTS
         + f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,14 +12,15 @@ from srvkit.process.supervisor.fault_barrier import GuardedLoop, attempt, in_wor
 
 
 @pytest.fixture
-def loop(monkeypatch):
+def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedLoop]:
     monkeypatch.setattr(boundary, "AGAIN", 0.02)
-    with GuardedLoop() as steady:
+    steady = GuardedLoop()
+    with steady:
         yield steady
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[int, int]]:
     read, write = os.pipe()
     yield read, write
     os.close(read)

@@ -8,8 +8,11 @@ import re
 import select
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
+
+from tests.process.conftest import Available, Managed
 
 TIMEOUT = 0.5
 GENERAL = f'heartbeat_timeout = "{TIMEOUT * 1000:g}ms"\ndrain_timeout = "100ms"'
@@ -28,7 +31,7 @@ def more_handlers():
 
 
 @pytest.fixture
-def serving(managed, talking, available):
+def serving(managed: Managed, talking: str, available: Available) -> Callable[..., Managed]:
     """`serving(model, handler)`: start it."""
 
     def begin(model, handler="talk", listen="tcp://127.0.0.1:0", more="", plugin=""):

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.process.conftest import Managed
+
 PLUGIN = """
 import os
 from srvkit import Lines, MessageHandler, hookimpl
@@ -71,7 +73,7 @@ class Three:
 
 
 @pytest.fixture
-def three(managed):
+def three(managed: Managed) -> Three:
     three = Three(managed)
     managed.begin()
     return three

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ print(log.lost)
 
 
 @pytest.fixture
-def opened():
+def opened() -> Iterator[Callable[[Path], LogFile]]:
     """`opened(path)`: a LogFile, closed with the test."""
     with contextlib.ExitStack() as stack:
 

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Log:
 
 
 @pytest.fixture
-def make_log(tmp_path):
+def make_log(tmp_path: Path) -> Iterator[Callable[..., Log]]:
     with contextlib.ExitStack() as stack:
 
         def make(form="text"):

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,14 @@ import trustme
 from srvkit.config.model import Config, LoggingSettings, SrvkitSettings
 from srvkit.process.logging import guard as loggers
 from srvkit.process.logging.setup import LogError, open_log, set_up
+from tests.conftest import Connect, Eventually, RunSrvkit
 
 ECHO = '[server.echo]\nlisten = "tcp://127.0.0.1:0"\nhandler = "echo"\n'
 TEXT_LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [A-Z]+ (\S+)\[(\d+)\]: (.*)"
 
 
 @pytest.fixture
-def own_logging():
+def own_logging() -> Iterator[None]:
     """Put the process's logging back as it was: `set_up` is for processes that srvkit owns."""
     root, raising, unraisable = logging.getLogger(), logging.raiseExceptions, sys.unraisablehook
     connections = logging.getLogger("srvkit.connections")
@@ -47,7 +49,7 @@ def config(tmp_path: Path, **settings) -> Config:
     return Config(SrvkitSettings(), {}, tmp_path / "srvkit.toml", LoggingSettings(**settings))
 
 
-def test_the_file_is_relative_to_the_configuration(tmp_path):
+def test_the_file_is_relative_to_the_configuration(tmp_path: Path) -> None:
     open_log(config(tmp_path, file="srvkit.log")).close()
     assert (tmp_path / "srvkit.log").exists()
 
@@ -183,8 +185,8 @@ def test_a_plugin_that_configures_logging_does_not_silence_srvkit(when, model, m
 
 
 def test_run_writes_its_log_to_the_file_and_nothing_to_standard_error(
-    run_srvkit, client, tmp_path, eventually
-):
+    run_srvkit: RunSrvkit, client: Connect, tmp_path: Path, eventually: Eventually
+) -> None:
     program = run_srvkit('[logging]\nfile = "run.log"\nformat = "json"\nconnections = true\n' + ECHO)
     log = tmp_path / "run.log"
     eventually(lambda: log.exists() and "listening on" in log.read_text())
@@ -217,7 +219,7 @@ def test_connections_are_logged_under_every_model(run_srvkit, client, model):
     assert program.end() == 0
 
 
-def test_connections_are_not_logged_unless_asked_for(run_srvkit, client):
+def test_connections_are_not_logged_unless_asked_for(run_srvkit: RunSrvkit, client: Connect) -> None:
     program = run_srvkit(ECHO)
     with client(program.addresses("echo")[0]) as sock:
         sock.sendall(b"hello")
@@ -294,7 +296,7 @@ def test_a_refused_configuration_leaves_no_log(run_srvkit, tmp_path, wrong, mode
     assert not (tmp_path / "x.log").exists()
 
 
-def test_a_configuration_that_its_plugins_refuse_leaves_no_log(run_srvkit, tmp_path):
+def test_a_configuration_that_its_plugins_refuse_leaves_no_log(run_srvkit: RunSrvkit, tmp_path: Path) -> None:
     plugin = "raise RuntimeError('no')"
     program = run_srvkit(f'{ECHO}[logging]\nfile = "x.log"\n', plugin)
     assert program.ended() == 3
@@ -302,7 +304,7 @@ def test_a_configuration_that_its_plugins_refuse_leaves_no_log(run_srvkit, tmp_p
     assert not (tmp_path / "x.log").exists()
 
 
-def test_what_python_would_print_of_its_own_is_in_the_log(run_srvkit):
+def test_what_python_would_print_of_its_own_is_in_the_log(run_srvkit: RunSrvkit) -> None:
     """An exception that can be raised nowhere; with its traceback, in one record."""
     plugin = """
 from srvkit import hookimpl
@@ -321,7 +323,7 @@ def srvkit_server_start(server):
     program.wait_for(r"^    ValueError: in the end$")
 
 
-def test_a_host_name_that_is_none_is_one_line(run_srvkit, client, tmp_path):
+def test_a_host_name_that_is_none_is_one_line(run_srvkit: RunSrvkit, client: Connect, tmp_path: Path) -> None:
     trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "cert.pem")
     program = run_srvkit(f'{ECHO}tls.cert = "cert.pem"\n')
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()

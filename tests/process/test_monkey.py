@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import pytest
+
+from tests.process.conftest import Available, Managed
 
 MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
 SINGLE = pytest.mark.parametrize("arguments", [[], ["--single"]], ids=["supervised", "single"])
@@ -58,7 +61,7 @@ def server(model: str, name: str = "a") -> str:
 
 
 @pytest.fixture
-def patching(managed, available):
+def patching(managed: Managed, available: Available) -> Callable[..., Managed]:
     """`patching(when, servers, …)`: a srvkit with a handler that calls `gevent.monkey.patch_all`."""
 
     def begin(when: str, servers: str, *arguments: str):

@@ -19,7 +19,7 @@ OWN_PLACES = 'control = "c.sock"\npid_file = "srvkit.pid"\n'
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled(monkeypatch):
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have Python leave nothing of its own beside a plugin: what is left there is looked at."""
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
 

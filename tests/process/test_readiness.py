@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 TABLE = '[server.a]\nlisten = "unix:a.sock"\nhandler = "echo"\nconcurrency = {}\n'
@@ -37,7 +40,7 @@ IN_THE_LOOP = {
 
 
 @pytest.fixture
-def breaks(tmp_path):
+def breaks(tmp_path: Path) -> Callable[[str, str], None]:
     """`breaks(package, code)`: a package of this name that cannot be imported, in front of the real one."""
 
     def write(package: str, code: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Eventually
+from tests.process.conftest import Managed
 from tests.process.talking_servers import server
 
 GOOD = server("threading")
@@ -74,7 +76,7 @@ def test_what_is_broken_changes_nothing_and_is_said_to_whoever_asked(kind, manag
     assert managed.program.end() == 0
 
 
-def test_every_error_of_a_file_is_in_the_answer(managed):
+def test_every_error_of_a_file_is_in_the_answer(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     managed.write(server("threading", more='workerz = 1\nhandlr = "x"') + '[logging]\nlevel = "loud"\n')
@@ -83,7 +85,7 @@ def test_every_error_of_a_file_is_in_the_answer(managed):
     assert all(re.search(r"srvkit\.toml:\d+: ", line) for line in errors)
 
 
-def test_a_file_that_is_gone_changes_nothing(managed):
+def test_a_file_that_is_gone_changes_nothing(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     before = managed.workers()
@@ -115,7 +117,9 @@ def test_a_place_that_cannot_be_had_fails_the_reload(place, managed):
     assert "Traceback" not in managed.program.log
 
 
-def test_places_that_a_failed_reload_had_taken_are_given_back(managed, talking, eventually):
+def test_places_that_a_failed_reload_had_taken_are_given_back(
+    managed: Managed, talking: str, eventually: Eventually
+) -> None:
     managed.write(server("threading"))
     managed.begin()
     before = managed.ask(do="status")["pid"]
@@ -137,7 +141,7 @@ def test_places_that_a_failed_reload_had_taken_are_given_back(managed, talking, 
     assert not list(managed.folder.glob("new.*"))
 
 
-def test_what_a_failed_reload_had_bound_is_free_again(managed, talking):
+def test_what_a_failed_reload_had_bound_is_free_again(managed: Managed, talking: str) -> None:
     managed.write(server("threading"))
     managed.begin()
     managed.write(

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.conftest import Eventually
+from tests.process.conftest import Load, Managed
 from tests.process.talking_servers import server
 
 MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
@@ -172,7 +174,9 @@ def test_every_request_is_answered_once_while_srvkit_reloads(model, managed, loa
     assert "Traceback" not in managed.program.log
 
 
-def test_ten_reloads_at_three_a_second_lose_nothing(managed, load, eventually):
+def test_ten_reloads_at_three_a_second_lose_nothing(
+    managed: Managed, load: type[Load], eventually: Eventually
+) -> None:
     managed.write(server("event", more="workers = 2"))
     managed.begin()
     address = managed.address()
@@ -228,7 +232,7 @@ def test_every_request_is_answered_on_other_transports(listen, managed, load):
         reload_under_load(managed, load, 2)
 
 
-def test_the_listening_socket_stays_the_same(managed):
+def test_the_listening_socket_stays_the_same(managed: Managed) -> None:
     managed.write(server("threading", listen="unix:a.sock") + server("threading", name="b"))
     managed.begin()
     before = (managed.folder / "a.sock").stat().st_ino, managed.address("b")
@@ -239,7 +243,9 @@ def test_the_listening_socket_stays_the_same(managed):
 # ---- what is new
 
 
-def test_changed_code_is_served_also_when_neither_size_nor_time_show_it(managed, talking):
+def test_changed_code_is_served_also_when_neither_size_nor_time_show_it(
+    managed: Managed, talking: str
+) -> None:
     helper = managed.folder / "helper.py"
     plugin = talking.replace('b"one"', 'b"one" + __import__("helper").NAME')
     helper.write_text('NAME = b"alpha"\n')
@@ -256,7 +262,7 @@ def test_changed_code_is_served_also_when_neither_size_nor_time_show_it(managed,
     assert managed.answer().startswith(b"hello twogamma ")
 
 
-def test_an_added_server_is_bound_before_a_removed_one_goes(managed, eventually):
+def test_an_added_server_is_bound_before_a_removed_one_goes(managed: Managed, eventually: Eventually) -> None:
     managed.write(server("threading", listen="unix:a.sock"))
     managed.begin()
     gate = managed.gate()
@@ -292,7 +298,7 @@ def test_the_queue_of_a_removed_server_is_served(model, managed, eventually):
     assert managed.program.end() == 0
 
 
-def test_a_server_that_moves_is_reached_at_its_new_address(managed):
+def test_a_server_that_moves_is_reached_at_its_new_address(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     before = managed.address()
@@ -305,7 +311,7 @@ def test_a_server_that_moves_is_reached_at_its_new_address(managed):
             managed.connect(before).close()
 
 
-def test_another_model_and_more_workers(managed, eventually):
+def test_another_model_and_more_workers(managed: Managed, eventually: Eventually) -> None:
     managed.write(server("threading"))
     managed.begin()
     managed.write(server("event", more="workers = 3"))
@@ -316,7 +322,7 @@ def test_another_model_and_more_workers(managed, eventually):
     assert managed.answer().startswith(b"hello ")
 
 
-def test_limits_and_the_log_take_their_new_settings(managed):
+def test_limits_and_the_log_take_their_new_settings(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     assert managed.answer(b"x" * 50).startswith(b"xxx")
@@ -333,7 +339,7 @@ def test_limits_and_the_log_take_their_new_settings(managed):
 # ---- several at once
 
 
-def test_reloads_coalesce_and_all_who_asked_are_answered(managed):
+def test_reloads_coalesce_and_all_who_asked_are_answered(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     gate = managed.gate()
@@ -350,7 +356,7 @@ def test_reloads_coalesce_and_all_who_asked_are_answered(managed):
     assert managed.ask(do="status")["generation"] <= 4
 
 
-def test_a_storm_of_hups_makes_few_generations(managed):
+def test_a_storm_of_hups_makes_few_generations(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     for _ in range(50):
@@ -360,7 +366,7 @@ def test_a_storm_of_hups_makes_few_generations(managed):
     assert managed.program.log.count("reloaded: ") <= 4
 
 
-def test_a_reload_while_the_last_ones_still_drain(managed, eventually):
+def test_a_reload_while_the_last_ones_still_drain(managed: Managed, eventually: Eventually) -> None:
     managed.write(server("threading"))
     managed.begin()
     gate = managed.gate("release")
@@ -375,7 +381,7 @@ def test_a_reload_while_the_last_ones_still_drain(managed, eventually):
     eventually(lambda: len(managed.server()["workers"]) == 1)
 
 
-def test_a_stop_wins_over_a_reload(managed):
+def test_a_stop_wins_over_a_reload(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     gate = managed.gate()
@@ -387,7 +393,7 @@ def test_a_stop_wins_over_a_reload(managed):
     gate.open()
 
 
-def test_no_descriptor_is_left_by_reloads(managed, eventually):
+def test_no_descriptor_is_left_by_reloads(managed: Managed, eventually: Eventually) -> None:
     managed.write(server("threading"))
     managed.begin()
 

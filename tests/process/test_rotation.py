@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+
+from tests.conftest import Eventually
+from tests.process.conftest import Available, Managed
 
 MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
 
@@ -45,7 +50,7 @@ def srvkit_handlers():
 
 
 @pytest.fixture
-def rotating(managed, available, eventually):
+def rotating(managed: Managed, available: Available, eventually: Eventually) -> Callable[[str], Any]:
     """`rotating(model)`: a srvkit with a log file; `.rotate(name)` renames that and sends USR1."""
 
     def begin(model: str):

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture(autouse=True)
-def _run(tmp_path, monkeypatch):
+def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A /run of our own, in which nobody has anything yet."""
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(places, "RUN", tmp_path / "run")
@@ -326,7 +327,7 @@ def test_a_file_has_a_name_for_each_link_on_the_way(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def listening(tmp_path):
+def listening(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
     """`listening(path)`: somebody who answers at a path."""
     with contextlib.ExitStack() as stack:
 

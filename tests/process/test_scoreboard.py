@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import threading
+from collections.abc import Iterator
 from time import monotonic
 
 import pytest
@@ -17,7 +18,7 @@ from srvkit.protocol.outcomes import BAD_MESSAGE, CLOSED, EOF, ERROR, OUTCOMES, 
 
 
 @pytest.fixture
-def board():
+def board() -> Iterator[Board]:
     board = Board()
     yield board
     board.close()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from srvkit.process.supervisor.socket_set import SocketSet
 
 
 @pytest.fixture
-def sockets(tmp_path: Path):
+def sockets(tmp_path: Path) -> Iterator[Callable[..., SocketSet]]:
     """`sockets({"a": "unix:a.sock"}, before)`: those of a configuration in this folder."""
     made: list[SocketSet] = []
 

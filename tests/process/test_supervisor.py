@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Eventually, Tool
+from tests.process.conftest import Load, Managed
 from tests.process.talking_servers import server
 
 MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
@@ -72,7 +74,9 @@ def test_a_handler_that_hangs_does_not_outlive_the_supervisor(model, line, manag
         assert time.monotonic() - killed < 1
 
 
-def test_a_worker_that_is_not_ready_yet_does_not_outlive_the_supervisor(managed, eventually):
+def test_a_worker_that_is_not_ready_yet_does_not_outlive_the_supervisor(
+    managed: Managed, eventually: Eventually
+) -> None:
     managed.write(server())
     managed.begin()
     gate = managed.gate()
@@ -88,7 +92,7 @@ def test_a_worker_that_is_not_ready_yet_does_not_outlive_the_supervisor(managed,
 # ---- signals
 
 
-def test_workers_come_and_go_by_ttin_and_ttou(managed, eventually):
+def test_workers_come_and_go_by_ttin_and_ttou(managed: Managed, eventually: Eventually) -> None:
     managed.write(server("serial"))
     managed.begin()
     managed.signal(signal.SIGTTIN)
@@ -106,7 +110,9 @@ def test_workers_come_and_go_by_ttin_and_ttou(managed, eventually):
     assert managed.server()["counters"]["lost"] == 0
 
 
-def test_ttin_adds_no_worker_where_the_handler_asks_for_one_process(managed, talking, eventually):
+def test_ttin_adds_no_worker_where_the_handler_asks_for_one_process(
+    managed: Managed, talking: str, eventually: Eventually
+) -> None:
     """One line says so, also of a supervisor that has just taken another's place."""
     plugin = talking.replace("    framing = Lines()", "    framing = Lines()\n    one_process = True", 1)
     assert plugin != talking
@@ -129,7 +135,7 @@ def test_ttin_adds_no_worker_where_the_handler_asks_for_one_process(managed, tal
     eventually(lambda: len(managed.server()["workers"]) == 1)
 
 
-def test_a_reload_may_not_ask_for_more_processes_than_the_handler(managed, talking):
+def test_a_reload_may_not_ask_for_more_processes_than_the_handler(managed: Managed, talking: str) -> None:
     plugin = talking.replace("    framing = Lines()", "    framing = Lines()\n    one_process = True", 1)
     managed.write(server("serial"), plugin=plugin)
     managed.begin()
@@ -142,7 +148,7 @@ def test_a_reload_may_not_ask_for_more_processes_than_the_handler(managed, talki
     assert managed.answer().startswith(b"hello ")
 
 
-def test_three_workers_are_three_processes_that_all_serve(managed):
+def test_three_workers_are_three_processes_that_all_serve(managed: Managed) -> None:
     managed.write(server("serial", more="workers = 3"))
     managed.begin()
     workers = managed.workers()
@@ -158,7 +164,9 @@ def test_three_workers_are_three_processes_that_all_serve(managed):
         file.close()
 
 
-def test_a_storm_of_signals_changes_nothing(managed, load, eventually):
+def test_a_storm_of_signals_changes_nothing(
+    managed: Managed, load: type[Load], eventually: Eventually
+) -> None:
     managed.write(server("event", more="workers = 2"))
     managed.begin()
     names = ["HUP", "USR1", "WINCH", "TTIN", "TTOU", "CHLD", "PIPE", "ALRM", "URG", "CONT", "PROF", "IO"]
@@ -176,7 +184,7 @@ def test_a_storm_of_signals_changes_nothing(managed, load, eventually):
     assert managed.program.end() == 0
 
 
-def test_an_interrupt_for_the_whole_group_is_one_orderly_stop(managed):
+def test_an_interrupt_for_the_whole_group_is_one_orderly_stop(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin(start_new_session=True)
     gate = managed.gate("release")
@@ -191,7 +199,7 @@ def test_an_interrupt_for_the_whole_group_is_one_orderly_stop(managed):
     assert managed.program.ended() == 0
 
 
-def test_workers_ignore_what_is_meant_for_the_supervisor(managed):
+def test_workers_ignore_what_is_meant_for_the_supervisor(managed: Managed) -> None:
     managed.write(server("event") + server("forking", "b"))
     managed.begin()
     before = managed.workers(), managed.workers("b")
@@ -203,7 +211,7 @@ def test_workers_ignore_what_is_meant_for_the_supervisor(managed):
     assert (managed.workers(), managed.workers("b")) == before
 
 
-def test_a_term_to_a_worker_replaces_it_without_loss(managed):
+def test_a_term_to_a_worker_replaces_it_without_loss(managed: Managed) -> None:
     managed.write(server("threading"))
     managed.begin()
     gate = managed.gate("release")
@@ -219,7 +227,7 @@ def test_a_term_to_a_worker_replaces_it_without_loss(managed):
     assert managed.server()["counters"]["lost"] == 0
 
 
-def test_what_was_inherited_of_signals_does_not_matter(managed, eventually):
+def test_what_was_inherited_of_signals_does_not_matter(managed: Managed, eventually: Eventually) -> None:
     def spoil():
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -240,7 +248,9 @@ def test_what_was_inherited_of_signals_does_not_matter(managed, eventually):
 # ---- places
 
 
-def test_it_is_safe_as_the_first_process(managed, talking, tool, eventually):
+def test_it_is_safe_as_the_first_process(
+    managed: Managed, talking: str, tool: Tool, eventually: Eventually
+) -> None:
     tool("unshare")
     if subprocess.run(["unshare", "-pf", "--mount-proc", "true"], capture_output=True).returncode:
         pytest.skip("no namespace of processes can be had")
@@ -284,7 +294,7 @@ def test_programs_that_a_handler_starts_inherit_nothing(model, managed, talking)
     assert managed.answer() == b"0 1 2 3 \n"  # 3 is the folder that is being read
 
 
-def test_a_second_start_is_refused_and_does_no_harm(managed):
+def test_a_second_start_is_refused_and_does_no_harm(managed: Managed) -> None:
     managed.write(server(listen="unix:a.sock"))
     managed.begin()
     before = managed.workers()
@@ -301,7 +311,9 @@ def test_a_second_start_is_refused_and_does_no_harm(managed):
 # ---- workers that retire
 
 
-def test_workers_that_retire_after_so_many_requests_lose_none(managed, load, eventually):
+def test_workers_that_retire_after_so_many_requests_lose_none(
+    managed: Managed, load: type[Load], eventually: Eventually
+) -> None:
     managed.write(server("threading", more="workers = 2\nlimits.max_requests = 30"))
     managed.begin()
     address, before = managed.address(), managed.workers()
@@ -314,7 +326,7 @@ def test_workers_that_retire_after_so_many_requests_lose_none(managed, load, eve
     assert (counters["accepted"], counters["lost"], counters["restarts"]) == (len(it.answers), 0, 0)
 
 
-def test_a_worker_that_has_grown_too_large_is_replaced(managed, eventually):
+def test_a_worker_that_has_grown_too_large_is_replaced(managed: Managed, eventually: Eventually) -> None:
     managed.write(
         server("threading", more='limits.max_rss = "150MiB"'), general='heartbeat_timeout = "600ms"'
     )
@@ -385,7 +397,7 @@ def test_connections_in_the_midst_of_a_request_are_seen_and_killed(model, manage
 
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="ss is not installed")
-def test_all_workers_listen_on_one_socket(managed):
+def test_all_workers_listen_on_one_socket(managed: Managed) -> None:
     managed.write(server("event", more="workers = 3"))
     managed.begin()
     port = managed.address().rpartition(":")[2]

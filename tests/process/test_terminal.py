@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import select
@@ -10,9 +11,12 @@ import sys
 import termios
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Connect
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30
@@ -99,7 +103,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tmp_path):
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
     opened = []
 
     def run(model: str, *arguments: str, background: bool = False) -> Terminal:
@@ -117,7 +121,7 @@ def terminal(tmp_path):
 
 
 @pytest.fixture
-def say(client, tmp_path):
+def say(client: Connect, tmp_path: Path) -> Callable[[bytes], io.BufferedReader]:
     def say(line: bytes):
         with client("unix:a.sock", tmp_path) as sock:
             sock.sendall(line + b"\n")

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.conftest import Eventually
+from tests.process.conftest import Load, Managed
 from tests.process.talking_servers import server
 
 MODELS = ["serial", "threading", "pool", "forking", "event", "asyncio", "gevent"]
@@ -36,7 +38,7 @@ def test_a_killed_worker_is_replaced_within_a_second(model, managed, available):
     assert managed.program.end() == 0
 
 
-def test_only_requests_inside_a_killed_worker_are_lost(managed):
+def test_only_requests_inside_a_killed_worker_are_lost(managed: Managed) -> None:
     managed.write(server("serial", more="workers = 2"))
     managed.begin()
     gate = managed.gate("release")
@@ -60,7 +62,9 @@ def test_only_requests_inside_a_killed_worker_are_lost(managed):
     assert (counters["lost"], counters["restarts"], counters["accepted"]) == (1, 1, 7)
 
 
-def test_a_stampede_costs_only_what_is_inside(managed, load, eventually):
+def test_a_stampede_costs_only_what_is_inside(
+    managed: Managed, load: type[Load], eventually: Eventually
+) -> None:
     managed.write(server("event", more="workers = 2"))
     managed.begin()
     address = managed.address()
@@ -105,7 +109,7 @@ def test_a_crash_is_named_and_shown(model, managed):
     assert managed.workers("b") == other
 
 
-def test_a_crash_of_a_forked_child_is_its_own(managed, eventually):
+def test_a_crash_of_a_forked_child_is_its_own(managed: Managed, eventually: Eventually) -> None:
     managed.write(server("forking"))
     managed.begin()
     before = managed.workers()
@@ -139,14 +143,14 @@ def test_a_first_start_that_fails_ends(breaking, status, said, managed, talking)
     assert not list((managed.folder / "run").iterdir())
 
 
-def test_a_first_start_with_a_broken_plugin_ends_with_one_line(managed, talking):
+def test_a_first_start_with_a_broken_plugin_ends_with_one_line(managed: Managed, talking: str) -> None:
     managed.write(server(), "import no_such_module\n")
     done = managed.command("run")
     assert done.returncode == 3
     assert re.fullmatch("srvkit: .*plugin.py.*no_such_module.*\n", done.stderr)
 
 
-def test_one_that_breaks_later_is_tried_again_ever_more_slowly(managed, talking):
+def test_one_that_breaks_later_is_tried_again_ever_more_slowly(managed: Managed, talking: str) -> None:
     plugin = talking.replace(
         'wait_at("gate")', 'assert not os.path.exists("broken-" + server.name), "no database"'
     )
@@ -167,7 +171,7 @@ def test_one_that_breaks_later_is_tried_again_ever_more_slowly(managed, talking)
     assert managed.program.end() == 0
 
 
-def test_workers_that_crash_at_each_request_are_not_started_without_end(managed):
+def test_workers_that_crash_at_each_request_are_not_started_without_end(managed: Managed) -> None:
     managed.write(server())
     managed.begin()
     address = managed.address()

@@ -279,7 +279,7 @@ def test_after_a_fault_every_call_raises_it_again_and_handles_nothing(framing):
         assert (str(again.value), again.value.messages) == (str(first.value), [])
 
 
-def test_a_clean_end_is_told_apart_from_a_cut_one_which_stays_a_fault():
+def test_a_clean_end_is_told_apart_from_a_cut_one_which_stays_a_fault() -> None:
     framing = Lines()
     framing.eof()
     framing.feed(b"a\nb")
@@ -322,7 +322,7 @@ def test_a_length_above_the_maximum_is_refused_before_anything_is_allocated(fram
         tracemalloc.stop()
 
 
-def test_an_announced_length_within_the_maximum_is_not_allocated_in_advance():
+def test_an_announced_length_within_the_maximum_is_not_allocated_in_advance() -> None:
     framing = LengthPrefix(max_message=2**31)
     tracemalloc.start()
     try:
@@ -346,14 +346,14 @@ def test_a_growing_message_is_added_to_and_not_copied(framing):
     assert framing.feed(message[900:]) == [b"x" * 1000]
 
 
-def test_messages_that_cannot_be_expressed_are_refused():
+def test_messages_that_cannot_be_expressed_are_refused() -> None:
     with pytest.raises(ValueError, match="message of 256 bytes does not fit a 1-byte length"):
         LengthPrefix(1).encode(b"x" * 256)
     with pytest.raises(ValueError, match="message of 2 bytes, where each has 3"):
         FixedSize(3).encode(b"ab")
 
 
-def test_what_is_sent():
+def test_what_is_sent() -> None:
     assert Lines().encode(b"a") == b"a\n"
     assert Delimiter(b"\r\n").encode(b"a") == b"a\r\n"
     assert LengthPrefix(2, "little").encode(b"abc") == b"\3\0abc"
@@ -362,7 +362,7 @@ def test_what_is_sent():
     assert Raw().encode(b"") == b""
 
 
-def test_rest_of_lines_keeps_the_carriage_returns_even_of_bytes_behind_a_fault():
+def test_rest_of_lines_keeps_the_carriage_returns_even_of_bytes_behind_a_fault() -> None:
     framing, data = Lines(4), b"go\r\na\r\nb\n\r\n\0\0\0\x05\nhello"
     with pytest.raises(FrameError) as caught:
         framing.feed(b"toolong" + data)
@@ -374,13 +374,13 @@ def test_rest_of_lines_keeps_the_carriage_returns_even_of_bytes_behind_a_fault()
     assert framing.feed(b"x\n") == [b"x"]
 
 
-def test_rest_of_a_datagram_of_lines():
+def test_rest_of_a_datagram_of_lines() -> None:
     framing = Lines()
     assert framing.datagram(b"a\r\nb\r\nc") == [b"a", b"b", b"c"]
     assert framing.rest([b"b", b"c"], b"a\r\nb\r\nc") == b"b\r\nc"
 
 
-def test_a_size_that_a_peer_has_named_keeps_to_the_maximum_of_the_framing_before():
+def test_a_size_that_a_peer_has_named_keeps_to_the_maximum_of_the_framing_before() -> None:
     old = Lines(100)
     new = FixedSize(101)
     assert hand_over(old, new, [], b"") == b""
@@ -392,7 +392,7 @@ def test_a_size_that_a_peer_has_named_keeps_to_the_maximum_of_the_framing_before
         assert new.feed(b"x" * new.size) == [b"x" * new.size]
 
 
-def test_the_end_of_a_stream_in_the_middle_is_told_apart_from_wrong_bytes():
+def test_the_end_of_a_stream_in_the_middle_is_told_apart_from_wrong_bytes() -> None:
     framing = Netstring()
     framing.feed(b"5:he")
     with pytest.raises(FrameError) as caught:

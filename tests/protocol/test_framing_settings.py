@@ -41,14 +41,14 @@ def test_fresh_has_the_settings_and_nothing_else(framing):
     assert framing.limit != 4096
 
 
-def test_fresh_forgets_a_fault():
+def test_fresh_forgets_a_fault() -> None:
     framing = Lines(1)
     with pytest.raises(FrameError):
         framing.feed(b"ab")
     assert framing.fresh().feed(b"a\n") == [b"a"]
 
 
-def test_fresh_copies_a_subclass_s_own_attributes():
+def test_fresh_copies_a_subclass_s_own_attributes() -> None:
     class Tagged(Lines):
         def __init__(self, tag: str) -> None:
             super().__init__()
@@ -58,7 +58,7 @@ def test_fresh_copies_a_subclass_s_own_attributes():
     assert (fresh.tag, repr(fresh)) == ("x", "Tagged('x')")
 
 
-def test_one_whose_constructor_does_not_call_the_bases_is_complete():
+def test_one_whose_constructor_does_not_call_the_bases_is_complete() -> None:
     @dataclasses.dataclass
     class Blocks(Framing):
         size: int = 2
@@ -123,7 +123,7 @@ def test_wrong_settings_are_refused(build, text):
         build()
 
 
-def test_the_default_maximum_is_a_mebibyte_and_told_apart_from_the_author_s():
+def test_the_default_maximum_is_a_mebibyte_and_told_apart_from_the_author_s() -> None:
     assert DEFAULT_MAX_MESSAGE == 1024 * 1024
     assert Lines().max_message is None
     assert Lines(DEFAULT_MAX_MESSAGE).max_message == DEFAULT_MAX_MESSAGE
@@ -179,7 +179,7 @@ class Counted(Lines):
         super().__init__()
 
 
-def test_what_a_framing_keeps_besides_is_made_anew_by_fresh():
+def test_what_a_framing_keeps_besides_is_made_anew_by_fresh() -> None:
     one, other = (prototype := Joined()).fresh(), prototype.fresh(64)
     assert one.feed(b"secret+\n") == []
     assert other.feed(b"hello\n") == [b"hello"]
@@ -188,7 +188,7 @@ def test_what_a_framing_keeps_besides_is_made_anew_by_fresh():
     assert prototype.parts == []
 
 
-def test_a_framing_within_another_and_what_cannot_be_copied_are_each_connection_s_own():
+def test_a_framing_within_another_and_what_cannot_be_copied_are_each_connection_s_own() -> None:
     given = Lines()
     prototype = Packed(2, inner=given)
     given.feed(b"left by whoever made it")
@@ -199,7 +199,7 @@ def test_a_framing_within_another_and_what_cannot_be_copied_are_each_connection_
     assert len({id(framing.packer) for framing in (prototype, one, other)}) == 3
 
 
-def test_what_is_given_and_changes_is_copied_as_it_was_given():
+def test_what_is_given_and_changes_is_copied_as_it_was_given() -> None:
     given = {"a": [1]}
     one = Counted(names=given).fresh()
     one.names["a"].append(2)
@@ -208,7 +208,7 @@ def test_what_is_given_and_changes_is_copied_as_it_was_given():
     assert given == {"a": [1]}
 
 
-def test_an_argument_that_all_connections_would_share_is_refused_by_name():
+def test_an_argument_that_all_connections_would_share_is_refused_by_name() -> None:
     class Locked(Lines):
         def __init__(self, lock: object) -> None:
             super().__init__()

@@ -22,7 +22,7 @@ class Stars(Framing):
         return message
 
 
-def test_a_datagram_that_a_subclass_of_delimiter_calls_unfinished_is_a_fault():
+def test_a_datagram_that_a_subclass_of_delimiter_calls_unfinished_is_a_fault() -> None:
     class Continued(Lines):
         def take(self, data, start, seen):
             found = super().take(data, start, seen)
@@ -35,7 +35,7 @@ def test_a_datagram_that_a_subclass_of_delimiter_calls_unfinished_is_a_fault():
     assert caught.value.messages == [b"a"]
 
 
-def test_take_is_told_how_far_an_earlier_call_has_looked():
+def test_take_is_told_how_far_an_earlier_call_has_looked() -> None:
     class Watched(Careless):
         calls: list[tuple[int, int, int]]
 
@@ -54,7 +54,7 @@ def test_take_is_told_how_far_an_earlier_call_has_looked():
     assert framing.calls == [(2, 0, 0), (4, 0, 2), (9, 0, 4), (3, 0, 0), (3, 2, 2), (2, 0, 1)]
 
 
-def test_a_subclass_may_transform_in_feed_without_doing_so_twice():
+def test_a_subclass_may_transform_in_feed_without_doing_so_twice() -> None:
     class Marked(Lines):
         def feed(self, data):
             return [b"<" + message + b">" for message in super().feed(data)]
@@ -64,7 +64,7 @@ def test_a_subclass_may_transform_in_feed_without_doing_so_twice():
     assert framing.feed(b"b\nc\n") == [b"<ab>", b"<c>"]
 
 
-def test_a_framing_may_bring_only_feed_and_encode():
+def test_a_framing_may_bring_only_feed_and_encode() -> None:
     framing = Stars().fresh()
     assert framing.feed(b"a**") == [b"*", b"*"]
     assert framing.datagram(b"*") == [b"*"]
@@ -72,7 +72,7 @@ def test_a_framing_may_bring_only_feed_and_encode():
     framing.eof()
 
 
-def test_a_framing_without_take_or_encode_says_so():
+def test_a_framing_without_take_or_encode_says_so() -> None:
     with pytest.raises(NotImplementedError, match=r"Framing has no take\(\)"):
         Framing().feed(b"a")
     with pytest.raises(NotImplementedError, match=r"Framing has no encode\(\)"):

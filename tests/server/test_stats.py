@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from srvkit.config.assemble import assemble
 from srvkit.config.loader import from_table
 from srvkit.server.stats import StatsMixIn
+from tests.conftest import Eventually, Serving
 
 
 class Board:
@@ -86,7 +88,9 @@ MODELS = ["serial", "threading", "pool", "event", "asyncio"]
 
 
 @pytest.fixture
-def watched(serving: Any, eventually: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def watched(
+    serving: Serving, eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
     """`watched(model)`: a server in its loop, put together as from a file, with a board."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 

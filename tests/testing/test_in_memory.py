@@ -16,21 +16,21 @@ from srvkit.pytest_plugin import converse
 from tests.testing.served_handlers import Blocking, Coroutine, Echo, Greeter, Upper
 
 
-def test_messages_are_answered_in_memory():
+def test_messages_are_answered_in_memory() -> None:
     Greeter.ends.clear()
     assert converse(Greeter, [b"you"]) == [b"welcome", b"*thinking", b"hello you"]
     assert converse(Greeter, [b"bye", b"never"]) == [b"welcome", b"*thinking", b"hello bye"][:3]
     assert Greeter.ends == ["eof", "closed"]
 
 
-def test_no_thread_and_no_socket_is_needed(monkeypatch):
+def test_no_thread_and_no_socket_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", None)
     monkeypatch.setattr(threading.Thread, "start", None)
     assert converse(Echo, [b"a", b"b"], options={"times": 2}) == [b"a", b"a", b"b", b"b"]
     assert converse(Upper, [b"one\ntw", b"o\n"]) == b"ONE\nTWO\n"
 
 
-def test_errors_and_wrong_options_are_raised():
+def test_errors_and_wrong_options_are_raised() -> None:
     with pytest.raises(LookupError):
         converse(Echo, [b"raise"])
     with pytest.raises(ConfigError, match=r"options\.tmes: unknown option 'tmes', did you mean 'times'"):
@@ -39,7 +39,7 @@ def test_errors_and_wrong_options_are_raised():
         converse(Upper, [], options={"tmes": 1})
 
 
-def test_replies_are_as_the_framing_can_send_them():
+def test_replies_are_as_the_framing_can_send_them() -> None:
     class Short(srvkit.MessageHandler):
         framing = srvkit.FixedSize(2)
 
@@ -61,11 +61,11 @@ def test_replies_are_as_the_framing_can_send_them():
             converse(Wrong, [message])
 
 
-def test_each_read_finds_what_came_at_once():
+def test_each_read_finds_what_came_at_once() -> None:
     assert converse(Blocking, [b"one", b"two" * 50, b""]) == b"ONE" + b"TWO" * 50
 
 
-def test_a_buffered_handler_and_one_of_the_standard_library():
+def test_a_buffered_handler_and_one_of_the_standard_library() -> None:
     class Buffered(Upper):
         wbufsize = -1
         timeout = 5
@@ -84,7 +84,7 @@ def test_a_buffered_handler_and_one_of_the_standard_library():
     assert converse(Page, [b"GET / HTTP/1.0\r\n\r\n"]).startswith(b"HTTP/1.0 204 No Content\r\n")
 
 
-def test_datagrams_are_answered_in_memory():
+def test_datagrams_are_answered_in_memory() -> None:
     class Upper(srvkit.DatagramRequestHandler):
         def handle(self):
             self.wfile.write(self.rfile.read().upper())
@@ -116,7 +116,7 @@ class Dialogue(srvkit.AsyncHandler):
         self.writer.write(b"too late")
 
 
-def test_a_coroutine_is_awaited_in_memory():
+def test_a_coroutine_is_awaited_in_memory() -> None:
     address = ("192.0.2.1", 7)
     written = converse(Dialogue, [b"one", b"\ntwo\nthree"], client_address=address)
     assert written == b"welcomeONE\ntwo\nthree('192.0.2.1', 7)"
@@ -124,7 +124,7 @@ def test_a_coroutine_is_awaited_in_memory():
     assert converse(Dialogue, [b"\n12"], options={"greeting": "hi"}).startswith(b"hi\n12")
 
 
-def test_what_a_coroutine_raises_is_raised():
+def test_what_a_coroutine_raises_is_raised() -> None:
     class Failing(srvkit.AsyncHandler):
         async def handle(self):
             await self.reader.readexactly(5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -133,7 +135,7 @@ def test_a_client_may_come_through_a_proxy(srvkit_server):
 
 
 @pytest.fixture
-def refusing(tmp_path):
+def refusing(tmp_path: Path) -> dict[str, dict[str, Any]]:
     """What keeps clients out, by name: of a server's settings."""
     plugin = tmp_path / "refuses.py"
     plugin.write_text(

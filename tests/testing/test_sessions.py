@@ -32,7 +32,7 @@ class Async(srvkit.AsyncHandler):
 """
 
 
-def test_a_server_ends_with_its_test(pytester):
+def test_a_server_ends_with_its_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         PREAMBLE
         + """
@@ -55,7 +55,9 @@ def test_two():
     pytester.runpytest("-W", "error").assert_outcomes(passed=2)
 
 
-def test_an_error_that_nobody_expects_fails_the_test_with_the_handlers_own_lines(pytester):
+def test_an_error_that_nobody_expects_fails_the_test_with_the_handlers_own_lines(
+    pytester: pytest.Pytester,
+) -> None:
     pytester.makepyfile(
         PREAMBLE
         + """
@@ -82,7 +84,9 @@ def test_none_is_raised(srvkit_server):
     result.stdout.fnmatch_lines(["*the handler raised (2 sub-exceptions)*", "*DID NOT RAISE*ValueError*"])
 
 
-def test_a_test_is_made_of_each_model_and_one_without_its_package_is_skipped(pytester, monkeypatch):
+def test_a_test_is_made_of_each_model_and_one_without_its_package_is_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytester.makepyfile(
         PREAMBLE
         + """
@@ -106,7 +110,7 @@ def test_async(srvkit_model):
     )
 
 
-def test_a_test_that_takes_no_model_is_told(pytester):
+def test_a_test_that_takes_no_model_is_told(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(PREAMBLE + "@srvkit_models(Echo)\ndef test_it(): ...\n")
     pytester.runpytest().stdout.fnmatch_lines(["*function uses no argument 'srvkit_model'*"])
 
@@ -115,7 +119,7 @@ def models_of(*arguments, **settings):
     return [getattr(one, "values", [one])[0] for one in srvkit_models(*arguments, **settings).mark.args[1]]
 
 
-def test_a_handler_of_which_models_are_asked_may_be_named():
+def test_a_handler_of_which_models_are_asked_may_be_named() -> None:
     able = ["forking", "pool", "serial", "threading"]
     assert models_of("http.server:BaseHTTPRequestHandler", without="gevent") == able
     assert len(models_of("echo")) == 7
@@ -123,19 +127,19 @@ def test_a_handler_of_which_models_are_asked_may_be_named():
         srvkit_models("no-such")
 
 
-def test_a_handler_of_one_process_is_not_run_under_forking():
+def test_a_handler_of_one_process_is_not_run_under_forking() -> None:
     class Room(Echo):
         one_process = True
 
     assert set(models_of(Echo)) - set(models_of(Room)) == {"forking"}
 
 
-def test_a_model_to_leave_out_that_cannot_run_the_handler_is_an_error():
+def test_a_model_to_leave_out_that_cannot_run_the_handler_is_an_error() -> None:
     with pytest.raises(ValueError, match="Coroutine runs under asyncio, not under treading"):
         srvkit_models(Coroutine, without="treading")
 
 
-def test_forking_beside_threads_is_skipped_where_the_model_is_one_of_all(pytester):
+def test_forking_beside_threads_is_skipped_where_the_model_is_one_of_all(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         PREAMBLE
         + """
@@ -164,7 +168,7 @@ def test_asked_for(srvkit_server):
     result.stdout.fnmatch_lines(["*forking beside other threads (*mining*) is not safe*"])
 
 
-def test_pytest_does_not_import_srvkit_where_nobody_asks_for_it(pytester):
+def test_pytest_does_not_import_srvkit_where_nobody_asks_for_it(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): pass\n")
     pytester.makeconftest(
         "import sys\ndef pytest_unconfigure():\n"
@@ -175,12 +179,12 @@ def test_pytest_does_not_import_srvkit_where_nobody_asks_for_it(pytester):
     result.stdout.fnmatch_lines(["set() True"])
 
 
-def test_pytest_shows_the_fixtures(pytester):
+def test_pytest_shows_the_fixtures(pytester: pytest.Pytester) -> None:
     lines = ["srvkit_server*", "*Start servers: `srvkit_server(Handler, *"]
     pytester.runpytest("--fixtures").stdout.fnmatch_lines(lines)
 
 
-def test_only_the_entry_is_loaded_before_srvkit():
+def test_only_the_entry_is_loaded_before_srvkit() -> None:
     """Its source stands inside the folder of srvkit, but is installed beside it."""
     code = "import sys, srvkit_pytest.fixtures; print('srvkit' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")

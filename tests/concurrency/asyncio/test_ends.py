@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 
 import srvkit
-from tests.concurrency.asyncio.loop_servers import ANY, Echo, MessageEcho, ask, everything, reset
+from tests.concurrency.asyncio.conftest import Serve
+from tests.concurrency.asyncio.loop_servers import ANY, Echo, MessageEcho, Server, ask, everything, reset
+from tests.conftest import Connect, Eventually, RunSrvkit
 
 PATIENCE = 30
 
 
 def test_a_peer_that_vanishes_is_one_line_in_the_log(
-    serve: Any, client: Any, ends: Any, caplog: Any, eventually: Any
+    serve: Serve,
+    client: Connect,
+    ends: list[tuple[str, int, int]],
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
 ) -> None:
     caplog.set_level(logging.INFO, "srvkit.server")
     with serve(Echo) as server:
@@ -34,7 +40,11 @@ def test_a_peer_that_vanishes_is_one_line_in_the_log(
 
 
 def test_a_peer_that_vanishes_ends_a_handler_that_only_writes(
-    monkeypatch: Any, serve: Any, client: Any, ends: Any, eventually: Any
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve,
+    client: Connect,
+    ends: list[tuple[str, int, int]],
+    eventually: Eventually,
 ) -> None:
     """Even if it never drains, and so is never told."""
     monkeypatch.setattr("srvkit.concurrency.asyncio.transport.LAST_WORDS", 0.1)
@@ -56,7 +66,11 @@ def test_a_peer_that_vanishes_ends_a_handler_that_only_writes(
 
 @pytest.mark.parametrize("error", [ValueError("a mistake"), SystemExit(3), asyncio.CancelledError()])
 def test_an_error_is_reported_and_ends_its_connection_only(
-    error: BaseException, serve: Any, client: Any, ends: Any, caplog: Any
+    error: BaseException,
+    serve: Serve,
+    client: Connect,
+    ends: list[tuple[str, int, int]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Fails(Echo):
         async def handle(self) -> None:
@@ -78,7 +92,7 @@ def test_an_error_is_reported_and_ends_its_connection_only(
     assert record.exc_info[1] is error
 
 
-def test_without_containment_an_exit_ends_the_loop(server_class: Any, client: Any) -> None:
+def test_without_containment_an_exit_ends_the_loop(server_class: type[Server], client: Connect) -> None:
     """As under the bare classes without a mixin."""
 
     class Exit(srvkit.AsyncHandler):
@@ -91,7 +105,9 @@ def test_without_containment_an_exit_ends_the_loop(server_class: Any, client: An
         assert server.ends == [None]
 
 
-def test_a_handler_that_cannot_be_made_is_an_error(serve: Any, client: Any, ends: Any, caplog: Any) -> None:
+def test_a_handler_that_cannot_be_made_is_an_error(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
     class Unmade(Echo):
         def __init__(self, *args: Any) -> None:
             raise ValueError("not today")
@@ -102,7 +118,9 @@ def test_a_handler_that_cannot_be_made_is_an_error(serve: Any, client: Any, ends
     assert "not today" in caplog.text
 
 
-def test_a_drain_lets_handlers_finish(serve: Any, client: Any, ends: Any) -> None:
+def test_a_drain_lets_handlers_finish(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]]
+) -> None:
     with serve(Echo) as server, client(server.address) as sock:
         assert ask(sock) == b"hello\n"
         stopped: list[bool] = []
@@ -118,7 +136,9 @@ def test_a_drain_lets_handlers_finish(serve: Any, client: Any, ends: Any) -> Non
     assert ends == [("eof", 15, 15)]
 
 
-def test_a_cut_cancels_what_is_left(serve: Any, client: Any, ends: Any, caplog: Any) -> None:
+def test_a_cut_cancels_what_is_left(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
     """Handlers clean up; what they wait for makes no difference."""
     cleaned = []
 
@@ -143,7 +163,10 @@ def test_a_cut_cancels_what_is_left(serve: Any, client: Any, ends: Any, caplog: 
 
 
 def test_a_handler_that_will_not_be_cancelled_is_left_behind(
-    monkeypatch: Any, server_class: Any, client: Any, caplog: Any
+    monkeypatch: pytest.MonkeyPatch,
+    server_class: type[Server],
+    client: Connect,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("srvkit.concurrency.asyncio.model.LAST_MOMENT", 0.1)
 
@@ -170,7 +193,7 @@ def test_a_handler_that_will_not_be_cancelled_is_left_behind(
     gc.collect()
 
 
-def test_nothing_stays_when_the_loop_ends(server_class: Any, client: Any) -> None:
+def test_nothing_stays_when_the_loop_ends(server_class: type[Server], client: Connect) -> None:
     """Tasks of connections and those that handlers began are cancelled, each connection is shut down once."""
     tasks = []
 
@@ -198,7 +221,9 @@ def test_nothing_stays_when_the_loop_ends(server_class: Any, client: Any) -> Non
     thread.join(PATIENCE)
 
 
-def test_a_connection_accepted_at_the_last_moment_is_closed(server_class: Any, client: Any) -> None:
+def test_a_connection_accepted_at_the_last_moment_is_closed(
+    server_class: type[Server], client: Connect
+) -> None:
     """Whether its task has begun or not."""
 
     class Ending(server_class):  # type: ignore[misc]
@@ -213,7 +238,7 @@ def test_a_connection_accepted_at_the_last_moment_is_closed(server_class: Any, c
         assert not server.links
 
 
-def test_message_handlers_learn_that_the_loop_ends(server_class: Any, client: Any) -> None:
+def test_message_handlers_learn_that_the_loop_ends(server_class: type[Server], client: Connect) -> None:
     reasons = []
 
     class Noting(MessageEcho):
@@ -232,7 +257,7 @@ def test_message_handlers_learn_that_the_loop_ends(server_class: Any, client: An
     assert server.ends == [None]
 
 
-def test_a_finished_connection_leaves_no_garbage(serve: Any, client: Any) -> None:
+def test_a_finished_connection_leaves_no_garbage(serve: Serve, client: Connect) -> None:
     """All of it is freed by reference counts: no work for the collector."""
     remains: list[Any] = []
 
@@ -261,7 +286,7 @@ def test_a_finished_connection_leaves_no_garbage(serve: Any, client: Any) -> Non
         gc.enable()
 
 
-def test_hooks_see_each_connection_once(run_srvkit: Any, client: Any, loop: str) -> None:
+def test_hooks_see_each_connection_once(run_srvkit: RunSrvkit, client: Connect, loop: str) -> None:
     plugin = """
 import os
 import srvkit

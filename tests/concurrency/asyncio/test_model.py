@@ -7,13 +7,15 @@ import contextvars
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import srvkit
-from tests.concurrency.asyncio.conftest import HAS_UVLOOP
-from tests.concurrency.asyncio.loop_servers import ANY, Echo, MessageEcho, ask, everything
+from tests.concurrency.asyncio.conftest import HAS_UVLOOP, Serve
+from tests.concurrency.asyncio.loop_servers import ANY, Echo, MessageEcho, Server, ask, everything
+from tests.conftest import Connect, Eventually, RunCode, RunSrvkit, Serving
 
 PATIENCE = 30
 
@@ -22,7 +24,9 @@ PATIENCE = 30
 
 
 @pytest.mark.parametrize("handler", [Echo, MessageEcho])
-def test_many_connections_take_turns(handler: Any, server_class: Any, serving: Any, client: Any) -> None:
+def test_many_connections_take_turns(
+    handler: Any, server_class: type[Server], serving: Serving, client: Connect
+) -> None:
     server = serving(server_class(ANY, handler))
     clients = [client(server.server_address) for _ in range(20)]
     for turn in range(3):
@@ -32,7 +36,7 @@ def test_many_connections_take_turns(handler: Any, server_class: Any, serving: A
         sock.close()
 
 
-def test_it_is_the_loop_that_was_asked_for(loop: str, serve: Any, client: Any) -> None:
+def test_it_is_the_loop_that_was_asked_for(loop: str, serve: Serve, client: Connect) -> None:
     class Which(srvkit.AsyncHandler):
         async def handle(self) -> None:
             self.writer.write(type(asyncio.get_running_loop()).__module__.encode())
@@ -44,7 +48,7 @@ def test_it_is_the_loop_that_was_asked_for(loop: str, serve: Any, client: Any) -
 @pytest.mark.skipif(not HAS_UVLOOP, reason="uvloop is not installed")
 @pytest.mark.parametrize(("installed", "taken"), [(True, b"uvloop"), (False, b"asyncio")])
 def test_auto_takes_uvloop_where_it_is_installed(
-    installed: bool, taken: bytes, monkeypatch: Any, client: Any
+    installed: bool, taken: bytes, monkeypatch: pytest.MonkeyPatch, client: Connect
 ) -> None:
     class Which(srvkit.MessageHandler):
         def handle_message(self, message: bytes) -> bytes:
@@ -60,7 +64,7 @@ def test_auto_takes_uvloop_where_it_is_installed(
         assert sock.recv(100).split(b".")[0] == taken
 
 
-def test_a_missing_uvloop_is_an_error_that_says_what_to_install(monkeypatch: Any) -> None:
+def test_a_missing_uvloop_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(srvkit.ConfigError) as caught:
         srvkit.serve(Echo, "tcp://127.0.0.1:0", concurrency={"name": "asyncio", "loop": "uvloop"})
@@ -68,7 +72,7 @@ def test_a_missing_uvloop_is_an_error_that_says_what_to_install(monkeypatch: Any
     assert "concurrency" in str(caught.value)
 
 
-def test_only_serving_imports_asyncio(run_code: Any) -> None:
+def test_only_serving_imports_asyncio(run_code: RunCode) -> None:
     """Neither the library nor the plugins' list does."""
     program = run_code(
         "import sys, srvkit\n"
@@ -80,7 +84,7 @@ def test_only_serving_imports_asyncio(run_code: Any) -> None:
     assert program.log == "[]\n"
 
 
-def test_a_handler_that_would_block_is_refused(server_class: Any) -> None:
+def test_a_handler_that_would_block_is_refused(server_class: type[Server]) -> None:
     with (
         server_class(ANY, srvkit.StreamRequestHandler) as server,
         pytest.raises(TypeError, match="no coroutine"),
@@ -90,7 +94,7 @@ def test_a_handler_that_would_block_is_refused(server_class: Any) -> None:
         srvkit.serve(srvkit.StreamRequestHandler, "tcp://127.0.0.1:0", concurrency="asyncio")
 
 
-def test_one_word_in_the_file_changes_the_model(loop: str, run_srvkit: Any, client: Any) -> None:
+def test_one_word_in_the_file_changes_the_model(loop: str, run_srvkit: RunSrvkit, client: Connect) -> None:
     plugin = """
 import srvkit
 
@@ -113,7 +117,7 @@ def srvkit_handlers():
         assert sock.recv(1) == b""
 
 
-def test_shutdown_works_from_anywhere(server_class: Any, client: Any) -> None:
+def test_shutdown_works_from_anywhere(server_class: type[Server], client: Connect) -> None:
     """From another thread, from a handler, and before the loop runs; and it may run again after each."""
 
     class Stop(srvkit.AsyncHandler):
@@ -137,7 +141,7 @@ def test_shutdown_works_from_anywhere(server_class: Any, client: Any) -> None:
         thread.join(PATIENCE)
 
 
-def test_closing_the_server_ends_its_loop(server_class: Any, client: Any) -> None:
+def test_closing_the_server_ends_its_loop(server_class: type[Server], client: Connect) -> None:
     server = server_class(ANY, Echo)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -148,7 +152,7 @@ def test_closing_the_server_ends_its_loop(server_class: Any, client: Any) -> Non
     assert not thread.is_alive()
 
 
-def test_a_broken_listener_ends_the_loop_with_its_error(server_class: Any) -> None:
+def test_a_broken_listener_ends_the_loop_with_its_error(server_class: type[Server]) -> None:
     """asyncio alone would log it and try again for ever."""
     with server_class(ANY, Echo) as server:
         server.socket.shutdown(socket.SHUT_RDWR)
@@ -156,7 +160,9 @@ def test_a_broken_listener_ends_the_loop_with_its_error(server_class: Any) -> No
             server.serve_forever()
 
 
-def test_service_actions_are_called_after_each_request(server_class: Any, serving: Any, client: Any) -> None:
+def test_service_actions_are_called_after_each_request(
+    server_class: type[Server], serving: Serving, client: Connect
+) -> None:
     calls = []
 
     class Polled(server_class):  # type: ignore[misc]
@@ -171,7 +177,9 @@ def test_service_actions_are_called_after_each_request(server_class: Any, servin
 
 
 @pytest.mark.parametrize("handler", [Echo, MessageEcho])
-def test_handle_request_sees_one_connection_through(handler: Any, server_class: Any, client: Any) -> None:
+def test_handle_request_sees_one_connection_through(
+    handler: Any, server_class: type[Server], client: Connect
+) -> None:
     with server_class(ANY, handler) as server:
         with client(server.server_address) as sock:
             sock.sendall(b"hello\n")
@@ -182,7 +190,7 @@ def test_handle_request_sees_one_connection_through(handler: Any, server_class: 
         assert server._srvkit_loop is None
 
 
-def test_each_connection_has_a_context_of_its_own(serve: Any, client: Any) -> None:
+def test_each_connection_has_a_context_of_its_own(serve: Serve, client: Connect) -> None:
     variable = contextvars.ContextVar("variable", default=b"fresh")
 
     class Context(srvkit.AsyncHandler):
@@ -234,7 +242,7 @@ class DatagramEcho(srvkit.AsyncHandler):
 @pytest.mark.parametrize("handler", [DatagramEcho, MessageEcho])
 @pytest.mark.parametrize("scheme", ["udp", "unixgram"])
 def test_datagrams_are_answered_in_one(
-    scheme: str, handler: Any, serve: Any, client: Any, tmp_path: Any
+    scheme: str, handler: Any, serve: Serve, client: Connect, tmp_path: Path
 ) -> None:
     address = "udp://127.0.0.1:0" if scheme == "udp" else f"unixgram:{tmp_path / 'socket'}"
     with serve(handler, address) as server:
@@ -245,7 +253,7 @@ def test_datagrams_are_answered_in_one(
                 assert sock.recv(100) == word
 
 
-def test_nothing_written_is_no_reply(serve: Any, client: Any) -> None:
+def test_nothing_written_is_no_reply(serve: Serve, client: Connect) -> None:
     class Odd(srvkit.AsyncHandler):
         async def handle(self) -> None:
             data = await self.reader.read()
@@ -262,7 +270,7 @@ def test_nothing_written_is_no_reply(serve: Any, client: Any) -> None:
 
 
 def test_datagrams_are_handled_beside_each_other_within_bounds(
-    serve: Any, client: Any, eventually: Any
+    serve: Serve, client: Connect, eventually: Eventually
 ) -> None:
     """A task each; beyond max_connections they wait in the kernel."""
     busy: list[bytes] = []
@@ -293,7 +301,9 @@ def test_datagrams_are_handled_beside_each_other_within_bounds(
     assert max(most) == 3
 
 
-def test_a_datagram_at_hand_is_cut_too(serve: Any, client: Any, caplog: Any) -> None:
+def test_a_datagram_at_hand_is_cut_too(
+    serve: Serve, client: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
     cancelled = []
     begun = threading.Event()
 
@@ -317,7 +327,9 @@ def test_a_datagram_at_hand_is_cut_too(serve: Any, client: Any, caplog: Any) -> 
     assert caplog.records == []
 
 
-def test_a_handlers_mistake_with_a_datagram_is_reported(serve: Any, client: Any, caplog: Any) -> None:
+def test_a_handlers_mistake_with_a_datagram_is_reported(
+    serve: Serve, client: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
     class Fails(srvkit.AsyncHandler):
         async def handle(self) -> None:
             if await self.reader.read() == b"fail":
@@ -337,7 +349,7 @@ def test_a_handlers_mistake_with_a_datagram_is_reported(serve: Any, client: Any,
 # ---- message handlers in the same loop
 
 
-def test_a_message_handler_may_use_asyncio(serve: Any, client: Any) -> None:
+def test_a_message_handler_may_use_asyncio(serve: Serve, client: Connect) -> None:
     class Later(srvkit.MessageHandler):
         framing = srvkit.Lines()
 
@@ -348,7 +360,7 @@ def test_a_message_handler_may_use_asyncio(serve: Any, client: Any) -> None:
         assert ask(sock) == b"HELLO\n"
 
 
-def test_other_threads_may_send(serve: Any, client: Any) -> None:
+def test_other_threads_may_send(serve: Serve, client: Connect) -> None:
     links: list[Any] = []
 
     class Room(MessageEcho):

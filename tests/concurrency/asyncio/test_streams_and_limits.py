@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import srvkit
+from tests.concurrency.asyncio.conftest import Serve
 from tests.concurrency.asyncio.loop_servers import MUCH, Echo, ask, everything
+from tests.conftest import Connect, Eventually
 
 PATIENCE = 30
 
@@ -20,7 +22,7 @@ PATIENCE = 30
 # ---- streams
 
 
-def test_the_streams_are_asyncios(serve: Any, client: Any) -> None:
+def test_the_streams_are_asyncios(serve: Serve, client: Connect) -> None:
     class Look(srvkit.AsyncHandler):
         async def handle(self) -> None:
             assert isinstance(self.reader, asyncio.StreamReader)
@@ -53,7 +55,9 @@ def test_the_streams_are_asyncios(serve: Any, client: Any) -> None:
     assert heard == [b"still here"]
 
 
-def test_what_is_written_in_one_turn_leaves_in_one_write(monkeypatch: Any, serve: Any, client: Any) -> None:
+def test_what_is_written_in_one_turn_leaves_in_one_write(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, client: Connect
+) -> None:
     writes = []
 
     def send(self: Any, data: bytes, *flags: int) -> int:
@@ -73,7 +77,7 @@ def test_what_is_written_in_one_turn_leaves_in_one_write(monkeypatch: Any, serve
     assert writes == [b"one\ntwo\nthree\n"]
 
 
-def test_a_writer_waits_for_a_peer_that_does_not_read(serve: Any, client: Any) -> None:
+def test_a_writer_waits_for_a_peer_that_does_not_read(serve: Serve, client: Connect) -> None:
     """And all arrives, in order, once it does."""
     written = []
     stuck = threading.Event()
@@ -96,7 +100,7 @@ def test_a_writer_waits_for_a_peer_that_does_not_read(serve: Any, client: Any) -
         assert everything(sock) == b"".join(struct.pack("!I", n) * (1 << 14) for n in range(MUCH >> 16))
 
 
-def test_a_peer_that_is_not_read_is_held_back(serve: Any, client: Any) -> None:
+def test_a_peer_that_is_not_read_is_held_back(serve: Serve, client: Connect) -> None:
     go_on = threading.Event()
 
     class Slow(srvkit.AsyncHandler):
@@ -123,7 +127,9 @@ def test_a_peer_that_is_not_read_is_held_back(serve: Any, client: Any) -> None:
         assert everything(sock) == b"%d" % sent
 
 
-def test_all_that_was_written_is_out_before_the_end(serve: Any, client: Any, ends: Any) -> None:
+def test_all_that_was_written_is_out_before_the_end(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]]
+) -> None:
     class Big(srvkit.AsyncHandler):
         async def handle(self) -> None:
             self.writer.write(bytes(MUCH))
@@ -133,7 +139,9 @@ def test_all_that_was_written_is_out_before_the_end(serve: Any, client: Any, end
     assert ends == [("closed", 0, MUCH)]
 
 
-def test_a_closed_connection_ends_while_its_handler_goes_on(serve: Any, client: Any, ends: Any) -> None:
+def test_a_closed_connection_ends_while_its_handler_goes_on(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]]
+) -> None:
     go_on = threading.Event()
 
     class Close(srvkit.AsyncHandler):
@@ -166,7 +174,13 @@ TIMEOUTS = [
 
 @pytest.mark.parametrize(("limit", "said", "reason"), TIMEOUTS)
 def test_a_silent_client_is_let_go(
-    limit: str, said: bytes, reason: str, serve: Any, client: Any, ends: Any, caplog: Any
+    limit: str,
+    said: bytes,
+    reason: str,
+    serve: Serve,
+    client: Connect,
+    ends: list[tuple[str, int, int]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "srvkit.server")
     # Of the whole connection's time the answer takes a part, too.
@@ -182,7 +196,9 @@ def test_a_silent_client_is_let_go(
     assert record.exc_info is None
 
 
-def test_a_client_that_does_not_read_is_let_go(serve: Any, client: Any, ends: Any, eventually: Any) -> None:
+def test_a_client_that_does_not_read_is_let_go(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]], eventually: Eventually
+) -> None:
     class Pour(srvkit.AsyncHandler):
         async def handle(self) -> None:
             self.writer.write(bytes(MUCH))
@@ -194,7 +210,7 @@ def test_a_client_that_does_not_read_is_let_go(serve: Any, client: Any, ends: An
 
 
 def test_a_client_that_does_not_read_the_last_words_is_let_go(
-    serve: Any, client: Any, ends: Any, eventually: Any
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]], eventually: Eventually
 ) -> None:
     """The handler has returned, and what it wrote lies here."""
 
@@ -208,7 +224,9 @@ def test_a_client_that_does_not_read_the_last_words_is_let_go(
     assert ends[0][0] == "write-timeout"
 
 
-def test_a_handler_may_say_goodbye_to_a_silent_client(serve: Any, client: Any, ends: Any) -> None:
+def test_a_handler_may_say_goodbye_to_a_silent_client(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]]
+) -> None:
     class Polite(srvkit.AsyncHandler):
         async def handle(self) -> None:
             try:
@@ -223,7 +241,11 @@ def test_a_handler_may_say_goodbye_to_a_silent_client(serve: Any, client: Any, e
 
 @pytest.mark.parametrize("stubborn", ["reads again", "waits for something else"])
 def test_a_handler_that_ignores_the_loss_of_its_peer_is_cancelled(
-    stubborn: str, monkeypatch: Any, serve: Any, client: Any, ends: Any
+    stubborn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve,
+    client: Connect,
+    ends: list[tuple[str, int, int]],
 ) -> None:
     monkeypatch.setattr("srvkit.concurrency.asyncio.transport.LAST_WORDS", 0.1)
     cancelled = []
@@ -253,7 +275,7 @@ def test_a_handler_that_ignores_the_loss_of_its_peer_is_cancelled(
     assert ends[0][0] == "first-byte-timeout"
 
 
-def test_the_handlers_own_time_is_not_the_peers(serve: Any, client: Any) -> None:
+def test_the_handlers_own_time_is_not_the_peers(serve: Serve, client: Connect) -> None:
     """While it does not read, nobody is idle."""
 
     class Busy(srvkit.AsyncHandler):
@@ -268,7 +290,7 @@ def test_the_handlers_own_time_is_not_the_peers(serve: Any, client: Any) -> None
         assert everything(sock) == b"one\ntwo\n"
 
 
-def test_a_connection_that_goes_on_is_not_idle(serve: Any, client: Any) -> None:
+def test_a_connection_that_goes_on_is_not_idle(serve: Serve, client: Connect) -> None:
     with serve(Echo, limits={"idle_timeout": 1.0}) as server, client(server.address) as sock:
         for _ in range(30):
             assert ask(sock) == b"hello\n"
@@ -276,7 +298,9 @@ def test_a_connection_that_goes_on_is_not_idle(serve: Any, client: Any) -> None:
         assert ask(sock) == b"hello\n"
 
 
-def test_a_line_that_is_too_long_is_the_peers_fault(serve: Any, client: Any, ends: Any, caplog: Any) -> None:
+def test_a_line_that_is_too_long_is_the_peers_fault(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "srvkit.server")
     with serve(Echo, limits={"max_message": 10}) as server, client(server.address) as sock:
         assert ask(sock, b"0123456789\n") == b"0123456789\n"
@@ -286,7 +310,9 @@ def test_a_line_that_is_too_long_is_the_peers_fault(serve: Any, client: Any, end
     assert ["ended: bad-message" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_an_end_in_the_middle_is_the_peers_fault(serve: Any, client: Any, ends: Any, caplog: Any) -> None:
+def test_an_end_in_the_middle_is_the_peers_fault(
+    serve: Serve, client: Connect, ends: list[tuple[str, int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
     class Exact(srvkit.AsyncHandler):
         async def handle(self) -> None:
             await self.reader.readexactly(10)
@@ -300,7 +326,7 @@ def test_an_end_in_the_middle_is_the_peers_fault(serve: Any, client: Any, ends: 
 
 
 @pytest.mark.parametrize("when_full", ["wait", "close"])
-def test_no_more_connections_than_seats(when_full: str, serve: Any, client: Any) -> None:
+def test_no_more_connections_than_seats(when_full: str, serve: Serve, client: Connect) -> None:
     limits = {"max_connections": 2, "when_full": when_full}
     with serve(Echo, limits=limits) as server, client(server.address) as one, client(server.address) as two:
         assert ask(one) == ask(two) == b"hello\n"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import srvkit
+from tests.concurrency.gevent.conftest import Embedded
 from tests.concurrency.gevent.greenlet_servers import (
     ANY,
     BIG,
@@ -21,11 +22,14 @@ from tests.concurrency.gevent.greenlet_servers import (
     ask,
     read_line,
 )
+from tests.conftest import Connect, Eventually, Serving
 
 pytestmark = pytest.mark.usefixtures("nothing_is_patched")
 
 
-def test_a_peer_that_does_not_read_holds_up_nobody_who_writes_to_it(embedded: Any, client: Any) -> None:
+def test_a_peer_that_does_not_read_holds_up_nobody_who_writes_to_it(
+    embedded: Embedded, client: Connect
+) -> None:
     """The lock under which a connection is written makes greenlets wait, and not their thread."""
     server = embedded(Talk)
     with client(server.address) as slow, client(server.address) as friend, client(server.address) as other:
@@ -41,7 +45,7 @@ def test_a_peer_that_does_not_read_holds_up_nobody_who_writes_to_it(embedded: An
             assert answers.readline() == b"news\n"
 
 
-def test_messages_are_sent_from_other_threads_whole_and_in_order(embedded: Any, client: Any) -> None:
+def test_messages_are_sent_from_other_threads_whole_and_in_order(embedded: Embedded, client: Connect) -> None:
     server = embedded(Talk)
     with client(server.address) as slow, client(server.address) as other:
         assert ask(slow, b"name slow\n") == b"hello slow\n"
@@ -55,7 +59,7 @@ def test_messages_are_sent_from_other_threads_whole_and_in_order(embedded: Any, 
             assert [answers.readline() for _ in range(100)] == [b"news %d\n" % n for n in range(100)]
 
 
-def test_what_a_thread_has_sent_is_out_before_the_end(embedded: Any, client: Any) -> None:
+def test_what_a_thread_has_sent_is_out_before_the_end(embedded: Embedded, client: Connect) -> None:
     """Also where the handler's greenlet, and with it the loop, waits for that thread."""
 
     class Delegate(srvkit.MessageHandler):
@@ -74,7 +78,7 @@ def test_what_a_thread_has_sent_is_out_before_the_end(embedded: Any, client: Any
         assert answers.read() == b"hello\nbye\n"
 
 
-def test_sending_when_the_server_has_ended_is_nothing(embedded: Any, client: Any) -> None:
+def test_sending_when_the_server_has_ended_is_nothing(embedded: Embedded, client: Connect) -> None:
     server = embedded(Talk)
     with client(server.address) as sock:
         ask(sock, b"name one\n")
@@ -85,7 +89,7 @@ def test_sending_when_the_server_has_ended_is_nothing(embedded: Any, client: Any
 
 
 @pytest.mark.parametrize("by", ["a thread", "a greenlet"])
-def test_a_conversation_is_ended_by_others(by: str, embedded: Any, client: Any) -> None:
+def test_a_conversation_is_ended_by_others(by: str, embedded: Embedded, client: Connect) -> None:
     server = embedded(Talk)
     with client(server.address) as sock, client(server.address) as other:
         ask(sock, b"name one\n")
@@ -97,7 +101,9 @@ def test_a_conversation_is_ended_by_others(by: str, embedded: Any, client: Any) 
     assert Talk.REASONS[0] == "closed"
 
 
-def test_writing_to_a_peer_that_has_gone_does_not_concern_who_writes(embedded: Any, client: Any) -> None:
+def test_writing_to_a_peer_that_has_gone_does_not_concern_who_writes(
+    embedded: Embedded, client: Connect
+) -> None:
     server = embedded(Talk)
     with client(server.address) as gone, client(server.address) as friend:
         assert ask(gone, b"name gone\n") == b"hello gone\n"
@@ -123,7 +129,12 @@ SILENCES = {
 @pytest.mark.parametrize("outcome", SILENCES)
 @pytest.mark.parametrize("kind", ["message", "blocking"])
 def test_limits_end_a_connection_that_stands_still(
-    kind: str, outcome: str, embedded: Any, client: Any, caplog: pytest.LogCaptureFixture, eventually: Any
+    kind: str,
+    outcome: str,
+    embedded: Embedded,
+    client: Connect,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
 ) -> None:
     class Blocking(srvkit.StreamRequestHandler):
         def handle(self) -> None:
@@ -143,7 +154,7 @@ def test_limits_end_a_connection_that_stands_still(
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
-def test_a_timeout_that_the_handler_sets_holds(serving: Any, client: Any) -> None:
+def test_a_timeout_that_the_handler_sets_holds(serving: Serving, client: Connect) -> None:
     class Impatient(srvkit.StreamRequestHandler):
         timeout = 0.05
 
@@ -158,7 +169,9 @@ def test_a_timeout_that_the_handler_sets_holds(serving: Any, client: Any) -> Non
         assert read_line(sock) == b"too late\n"
 
 
-def test_connections_are_accounted_for(embedded: Any, client: Any, eventually: Any, tmp_path: Path) -> None:
+def test_connections_are_accounted_for(
+    embedded: Embedded, client: Connect, eventually: Eventually, tmp_path: Path
+) -> None:
     plugin = tmp_path / "watch.py"
     plugin.write_text(
         "from srvkit import hookimpl\nSEEN = []\n"
@@ -184,7 +197,7 @@ def vanish(sock: socket.socket) -> None:
 @pytest.mark.parametrize("how", [socket.socket.close, vanish])
 @pytest.mark.parametrize("handler", [Echo, Talk])
 def test_peers_that_vanish_leave_no_greenlet(
-    handler: Any, how: Any, embedded: Any, client: Any, eventually: Any
+    handler: Any, how: Any, embedded: Embedded, client: Connect, eventually: Eventually
 ) -> None:
     server = embedded(handler)
     at_work = server.server._greenlets
@@ -197,7 +210,7 @@ def test_peers_that_vanish_leave_no_greenlet(
         eventually(lambda: not len(at_work))
 
 
-def test_what_another_thread_sends_to_one_that_does_not_read_is_bounded(client: Any) -> None:
+def test_what_another_thread_sends_to_one_that_does_not_read_is_bounded(client: Connect) -> None:
     """The thread never waits for a greenlet, so nothing else would bound it."""
     reasons: list[str] = []
     over = threading.Event()

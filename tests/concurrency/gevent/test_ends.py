@@ -6,12 +6,12 @@ import contextlib
 import logging
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import srvkit
 from srvkit.concurrency.gevent import model as greenlets
+from tests.concurrency.gevent.conftest import Embedded
 from tests.concurrency.gevent.greenlet_servers import (
     ANY,
     PATIENCE,
@@ -23,6 +23,7 @@ from tests.concurrency.gevent.greenlet_servers import (
     gevent,
     read_line,
 )
+from tests.conftest import Connect, Eventually, RunCode, Serving
 
 event = pytest.importorskip("gevent.event")
 green = pytest.importorskip("gevent.socket")
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_patched")
 # ---- the end
 
 
-def test_requests_at_hand_are_seen_through(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_at_hand_are_seen_through(client: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """`shutdown` returns as soon as the loop is out, `server_close` when the last of them has ended."""
     monkeypatch.setattr(greenlets, "GRACE", 0.0)
     server = GreenServer(ANY, Echo)
@@ -51,7 +52,7 @@ def test_requests_at_hand_are_seen_through(client: Any, monkeypatch: pytest.Monk
         assert not thread.is_alive()
 
 
-def test_with_block_on_close_off_they_are_ended(client: Any) -> None:
+def test_with_block_on_close_off_they_are_ended(client: Connect) -> None:
     ended = []
 
     class Noting(Echo):
@@ -74,7 +75,7 @@ def test_with_block_on_close_off_they_are_ended(client: Any) -> None:
     assert ended == [True]
 
 
-def test_a_handler_may_shut_its_server_down(client: Any) -> None:
+def test_a_handler_may_shut_its_server_down(client: Connect) -> None:
     class Stop(srvkit.StreamRequestHandler):
         def handle(self) -> None:
             self.rfile.readline()
@@ -91,7 +92,7 @@ def test_a_handler_may_shut_its_server_down(client: Any) -> None:
     assert not loop.is_alive()
 
 
-def test_a_shutdown_before_the_loop_is_remembered_once(client: Any) -> None:
+def test_a_shutdown_before_the_loop_is_remembered_once(client: Connect) -> None:
     with GreenServer(ANY, Echo) as server:
         server.shutdown()
         server.serve_forever()
@@ -103,7 +104,7 @@ def test_a_shutdown_before_the_loop_is_remembered_once(client: Any) -> None:
         loop.join(PATIENCE)
 
 
-def test_a_server_serves_in_a_greenlet_beside_others(client: Any) -> None:
+def test_a_server_serves_in_a_greenlet_beside_others(client: Connect) -> None:
     """The thread's hub is its owner's: it goes on when the server has ended."""
     with GreenServer(ANY, Echo) as server:
         loop = gevent.spawn(server.serve_forever)
@@ -117,7 +118,7 @@ def test_a_server_serves_in_a_greenlet_beside_others(client: Any) -> None:
             gevent.sleep(0)
 
 
-def test_an_overridden_service_actions_is_called_on_its_clock(serving: Any) -> None:
+def test_an_overridden_service_actions_is_called_on_its_clock(serving: Serving) -> None:
     called = threading.Event()
 
     class Server(GreenServer):
@@ -131,7 +132,7 @@ def test_an_overridden_service_actions_is_called_on_its_clock(serving: Any) -> N
     assert called.wait(PATIENCE)
 
 
-def test_draining_ends_idle_conversations_and_lets_others_finish(embedded: Any, client: Any) -> None:
+def test_draining_ends_idle_conversations_and_lets_others_finish(embedded: Embedded, client: Connect) -> None:
     waiting = []
 
     class Slow(Talk):
@@ -164,7 +165,11 @@ def test_draining_ends_idle_conversations_and_lets_others_finish(embedded: Any, 
 
 @pytest.mark.parametrize("address", [TCP, "udp://127.0.0.1:0"])
 def test_handlers_that_do_not_end_are_cut_off(
-    address: str, embedded: Any, client: Any, caplog: pytest.LogCaptureFixture, eventually: Any
+    address: str,
+    embedded: Embedded,
+    client: Connect,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
 ) -> None:
     """Their cleaning up is done, and nothing is logged as their error."""
     cleaned = []
@@ -186,7 +191,7 @@ def test_handlers_that_do_not_end_are_cut_off(
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-def test_a_handler_that_cannot_be_ended_does_not_keep_the_server(embedded: Any, client: Any) -> None:
+def test_a_handler_that_cannot_be_ended_does_not_keep_the_server(embedded: Embedded, client: Connect) -> None:
     class Stubborn(srvkit.BaseRequestHandler):
         def handle(self) -> None:
             self.request.sendall(b"begun\n")
@@ -202,7 +207,9 @@ def test_a_handler_that_cannot_be_ended_does_not_keep_the_server(embedded: Any, 
         assert not server._thread.is_alive()
 
 
-def test_a_handler_may_drain_its_server(embedded: Any, client: Any, tmp_path: Path, eventually: Any) -> None:
+def test_a_handler_may_drain_its_server(
+    embedded: Embedded, client: Connect, tmp_path: Path, eventually: Eventually
+) -> None:
     class Last(srvkit.StreamRequestHandler):
         def handle(self) -> None:
             self.server.drain()
@@ -231,7 +238,11 @@ class Leave(srvkit.StreamRequestHandler):
 
 @pytest.mark.parametrize("what", [b"exit\n", b"kill\n", b"interrupt\n"])
 def test_from_the_configuration_nothing_that_is_raised_ends_more_than_its_connection(
-    what: bytes, embedded: Any, client: Any, caplog: pytest.LogCaptureFixture, capfd: Any
+    what: bytes,
+    embedded: Embedded,
+    client: Connect,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     server = embedded(Leave)
     for _ in range(2):
@@ -244,7 +255,11 @@ def test_from_the_configuration_nothing_that_is_raised_ends_more_than_its_connec
 
 @pytest.mark.parametrize(("what", "error"), [(b"exit\n", SystemExit), (b"interrupt\n", KeyboardInterrupt)])
 def test_of_a_plain_server_what_is_no_exception_leaves_serve_forever(
-    what: bytes, error: type[BaseException], client: Any, capfd: Any, eventually: Any
+    what: bytes,
+    error: type[BaseException],
+    client: Connect,
+    capfd: pytest.CaptureFixture[str],
+    eventually: Eventually,
 ) -> None:
     """As it does where no thread is between; other connections are ended."""
     raised = []
@@ -268,7 +283,9 @@ def test_of_a_plain_server_what_is_no_exception_leaves_serve_forever(
     assert capfd.readouterr().err == ""
 
 
-def test_a_greenlet_that_is_killed_just_ends(serving: Any, client: Any, capfd: Any) -> None:
+def test_a_greenlet_that_is_killed_just_ends(
+    serving: Serving, client: Connect, capfd: pytest.CaptureFixture[str]
+) -> None:
     server = serving(GreenServer(ANY, Leave))
     for _ in range(2):
         with client(server.server_address) as sock:
@@ -276,7 +293,7 @@ def test_a_greenlet_that_is_killed_just_ends(serving: Any, client: Any, capfd: A
     assert capfd.readouterr().err == ""
 
 
-def test_ctrl_c_is_raised_in_the_program_and_nothing_is_printed_besides(run_code: Any) -> None:
+def test_ctrl_c_is_raised_in_the_program_and_nothing_is_printed_besides(run_code: RunCode) -> None:
     program = run_code(
         "import socket, threading, srvkit\n"
         "class Echo(srvkit.BaseRequestHandler):\n"

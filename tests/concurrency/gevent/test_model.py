@@ -24,6 +24,7 @@ from tests.concurrency.gevent.greenlet_servers import (
     gevent,
     later,
 )
+from tests.conftest import Connect, Eventually, RunCode, Serving
 
 event = pytest.importorskip("gevent.event")
 
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_patched")
 # ---- what it costs others: nothing
 
 
-def test_importing_and_using_it_patches_nothing(run_code: Any) -> None:
+def test_importing_and_using_it_patches_nothing(run_code: RunCode) -> None:
     """And it imports gevent only where it is used."""
     program = run_code(
         "import _socket, select, socket, ssl, sys, threading, time\n"
@@ -56,7 +57,7 @@ def test_importing_and_using_it_patches_nothing(run_code: Any) -> None:
     assert program.log == "untouched\n"
 
 
-def test_servers_of_other_threads_and_models_go_on_beside_it(serving: Any, client: Any) -> None:
+def test_servers_of_other_threads_and_models_go_on_beside_it(serving: Serving, client: Connect) -> None:
     servers = [
         serving(GreenServer(ANY, Echo)),
         serving(GreenServer(ANY, Echo)),
@@ -69,7 +70,7 @@ def test_servers_of_other_threads_and_models_go_on_beside_it(serving: Any, clien
         sock.close()
 
 
-def test_a_server_leaves_no_descriptor_and_no_thread_behind(client: Any) -> None:
+def test_a_server_leaves_no_descriptor_and_no_thread_behind(client: Connect) -> None:
     def once() -> None:
         with GreenServer(ANY, Echo) as server:
             loop = threading.Thread(target=server.serve_forever)
@@ -92,7 +93,9 @@ def test_a_server_leaves_no_descriptor_and_no_thread_behind(client: Any) -> None
 # ---- many at once
 
 
-def test_handlers_that_block_do_not_hold_each_other_up_and_share_a_thread(serving: Any, client: Any) -> None:
+def test_handlers_that_block_do_not_hold_each_other_up_and_share_a_thread(
+    serving: Serving, client: Connect
+) -> None:
     class Who(srvkit.StreamRequestHandler):
         def handle(self) -> None:
             self.rfile.readline()
@@ -107,7 +110,7 @@ def test_handlers_that_block_do_not_hold_each_other_up_and_share_a_thread(servin
         sock.close()
 
 
-def test_each_connection_has_a_fresh_context(serving: Any, client: Any) -> None:
+def test_each_connection_has_a_fresh_context(serving: Serving, client: Connect) -> None:
     seen = contextvars.ContextVar("seen", default=b"nothing")
 
     class Remember(srvkit.StreamRequestHandler):
@@ -123,7 +126,9 @@ def test_each_connection_has_a_fresh_context(serving: Any, client: Any) -> None:
             assert ask(sock, b"something\n") == b"nothing\n"
 
 
-def test_steps_are_taken_once_per_connection_and_through_the_server(serving: Any, client: Any) -> None:
+def test_steps_are_taken_once_per_connection_and_through_the_server(
+    serving: Serving, client: Connect
+) -> None:
     steps = []
 
     class Noting(GreenServer):
@@ -152,7 +157,9 @@ def test_steps_are_taken_once_per_connection_and_through_the_server(serving: Any
     assert steps == ["finish_request", "handle_error ValueError('a mistake')", "shutdown_request"]
 
 
-def test_the_sockets_of_somebody_elses_get_request_are_made_cooperative(serving: Any, client: Any) -> None:
+def test_the_sockets_of_somebody_elses_get_request_are_made_cooperative(
+    serving: Serving, client: Connect
+) -> None:
     class Own(GreenServer):
         def get_request(self) -> Any:
             sock, address = self.socket.accept()
@@ -170,7 +177,7 @@ def test_the_sockets_of_somebody_elses_get_request_are_made_cooperative(serving:
         assert ask(silent, b"x\n") == b"%d\n" % PATIENCE
 
 
-def test_a_request_without_a_loop_is_handled_at_once(client: Any) -> None:
+def test_a_request_without_a_loop_is_handled_at_once(client: Connect) -> None:
     with GreenServer(ANY, Echo) as server, client(server.server_address) as sock:
         sock.sendall(b"hello\n")
         sock.shutdown(socket.SHUT_WR)
@@ -179,7 +186,7 @@ def test_a_request_without_a_loop_is_handled_at_once(client: Any) -> None:
         assert sock.recv(10) == b""
 
 
-def test_so_it_is_when_the_loop_has_ended(client: Any) -> None:
+def test_so_it_is_when_the_loop_has_ended(client: Connect) -> None:
     kinds = []
 
     class Kind(srvkit.BaseRequestHandler):
@@ -198,7 +205,7 @@ def test_so_it_is_when_the_loop_has_ended(client: Any) -> None:
     assert [kind is socket.socket for kind in kinds] == [False, True]
 
 
-def test_in_front_of_a_server_of_the_standard_library_it_serves_one_after_the_other(client: Any) -> None:
+def test_in_front_of_a_server_of_the_standard_library_it_serves_one_after_the_other(client: Connect) -> None:
     class Server(srvkit.GreenletMixIn, socketserver.TCPServer):
         pass
 
@@ -217,7 +224,7 @@ def test_in_front_of_a_server_of_the_standard_library_it_serves_one_after_the_ot
 # ---- datagrams
 
 
-def test_a_datagram_that_takes_its_time_does_not_hold_up_others(serving: Any, client: Any) -> None:
+def test_a_datagram_that_takes_its_time_does_not_hold_up_others(serving: Serving, client: Connect) -> None:
     release = []
 
     class Hold(srvkit.DatagramRequestHandler):
@@ -241,7 +248,7 @@ def test_a_datagram_that_takes_its_time_does_not_hold_up_others(serving: Any, cl
 
 
 def test_a_peer_that_takes_no_datagrams_holds_up_nobody_else(
-    serving: Any, client: Any, eventually: Any, tmp_path: Path
+    serving: Serving, client: Connect, eventually: Eventually, tmp_path: Path
 ) -> None:
     """The handler waits as it would on a thread; the socket itself blocks for nobody."""
 
@@ -271,7 +278,7 @@ def test_a_peer_that_takes_no_datagrams_holds_up_nobody_else(
         eventually(lambda: done == [0, many])
 
 
-def test_a_handler_may_choose_not_to_wait(serving: Any, client: Any, tmp_path: Path) -> None:
+def test_a_handler_may_choose_not_to_wait(serving: Serving, client: Connect, tmp_path: Path) -> None:
     class Server(srvkit.GreenletMixIn, srvkit.UnixDatagramServer):
         pass
 

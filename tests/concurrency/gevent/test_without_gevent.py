@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from srvkit.config import loader
 from srvkit.errors import ConfigError
+from tests.conftest import RunCode
 
 pytest.importorskip("gevent")  # one test looks at what is said where it is installed
 
@@ -55,7 +55,11 @@ def test_without_the_package_it_is_not_suggested(without_gevent: None, tmp_path:
 
 @pytest.mark.parametrize("missing", [True, False])
 def test_the_list_of_models_says_whether_the_package_is_there(
-    missing: bool, request: Any, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missing: bool,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from srvkit.cli.main import main
 
@@ -68,7 +72,7 @@ def test_the_list_of_models_says_whether_the_package_is_there(
     assert ("gevent is not installed: pip install 'srvkit[gevent]'" in out) is missing
 
 
-def test_without_the_package_serving_says_what_is_missing(run_code: Any) -> None:
+def test_without_the_package_serving_says_what_is_missing(run_code: RunCode) -> None:
     program = run_code(
         "import sys\n"
         "sys.modules['gevent'] = None\n"
