@@ -29,7 +29,13 @@ class Install(Protocol):
 
 class Watched(Protocol):
     def __call__(
-        self, hooks: str, model: str = ..., handler: str = ..., listen: str = ..., also: str = ...
+        self,
+        hooks: str,
+        model: str = ...,
+        handler: str = ...,
+        listen: str = ...,
+        also: str = ...,
+        more: str = ...,
     ) -> Program: ...
 
 
@@ -141,11 +147,12 @@ def watched(tmp_path: Path, start: Start) -> Iterator[Watched]:
             handler: str = "watched",
             listen: str = "unix:a.sock",
             also: str = "",
+            more: str = "",
         ) -> Program:
             (tmp_path / "watcher.py").write_text(dedent(WATCHER) + dedent(hooks))
             (tmp_path / "srvkit.toml").write_text(
                 f'[srvkit]\nplugins = ["watcher.py", {also}]\n[server.a]\nlisten = "{listen}"\n'
-                f'handler = "{handler}"\nconcurrency = "{model}"\n'
+                f'handler = "{handler}"\nconcurrency = "{model}"\n{more}\n'
             )
             return stack.enter_context(start("-m", "srvkit", "run", folder=tmp_path))
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.conftest import Connect
 from tests.plugins.conftest import Ask, Notes, Watched
 
 MODELS = ["serial", "threading", "pool", "forking"]
+GEVENT = pytest.param(
+    "gevent", marks=pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed")
+)
+LOOPS = ["event", "asyncio", GEVENT]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -59,6 +65,29 @@ def test_hook_verify_request(model, watched, worker, notes, ask):
     assert "LookupError: cannot say" in program.log
 
 
+def test_hook_verify_request_is_asked_before_the_handshake(
+    watched: Watched, notes: Notes, client: Connect, tmp_path: Path
+) -> None:
+    """The client has said nothing yet, so nothing of TLS can have begun."""
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "cert.pem")
+    program = watched(
+        """
+        @hookimpl
+        def srvkit_verify_request(client_address):
+            note(*client_address)
+            return False
+        """,
+        listen="tcp://127.0.0.1:0",
+        more='tls.cert = "cert.pem"',
+    )
+    (address,) = program.addresses("a")
+    with client(address) as sock:
+        host, port = sock.getsockname()
+        assert sock.recv(1) == b""
+    assert program.end() == 0
+    assert notes() == [[host, str(port)]]
+
+
 def test_hook_verify_request_refuses_a_datagram(
     watched: Watched, ask: Ask, notes: Notes, client: Connect, tmp_path: Path
 ) -> None:
@@ -80,6 +109,79 @@ def test_hook_verify_request_refuses_a_datagram(
             refused.recv(100)
     assert program.end() == 0
     assert notes() == [["no"], ["yes"]]
+
+
+@pytest.mark.parametrize("model", [*MODELS, *LOOPS])
+def test_hooks_of_a_connection_know_its_client(
+    model: str, watched: Watched, notes: Notes, client: Connect
+) -> None:
+    program = watched(
+        """
+        @hookimpl
+        def srvkit_verify_request(client_address):
+            note("verify", *client_address)
+
+        @hookimpl
+        def srvkit_connection_open(client_address):
+            note("open", *client_address)
+
+        @hookimpl
+        def srvkit_error(client_address):
+            note("error", *client_address)
+
+        @hookimpl
+        def srvkit_connection_close(client_address):
+            note("close", *client_address)
+        """,
+        model,
+        listen="tcp://127.0.0.1:0",
+    )
+    (address,) = program.addresses("a")
+    with client(address) as sock:
+        host, port = sock.getsockname()
+        sock.sendall(b"fail\n")
+        assert sock.recv(1) == b""
+    assert program.end() == 0
+    assert notes() == [[hook, host, str(port)] for hook in ("verify", "open", "error", "close")]
+
+
+@pytest.mark.parametrize("model", LOOPS)
+def test_hooks_of_a_connection_are_called_where_the_loop_runs(
+    model: str, watched: Watched, notes: Notes, ask: Ask
+) -> None:
+    """A task and a greenlet are of the loop's thread."""
+    program = watched(
+        """
+        def where(*what):
+            note(*what, os.getpid(), threading.get_ident())
+
+        @hookimpl
+        def srvkit_server_start():
+            where("start")
+
+        @hookimpl
+        def srvkit_verify_request():
+            where("verify")
+
+        @hookimpl
+        def srvkit_connection_open():
+            where("open")
+
+        @hookimpl
+        def srvkit_error(error):
+            where("error")
+
+        @hookimpl
+        def srvkit_connection_close(outcome):
+            where("close")
+        """,
+        model,
+    )
+    program.addresses("a")
+    assert ask(b"fail\n") == b""
+    assert program.end() == 0
+    (_, *loop), *others = notes()
+    assert others == [[hook, *loop] for hook in ("verify", "open", "error", "close")]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -10,7 +10,7 @@ from textwrap import dedent
 import pytest
 
 from srvkit.plugins.manager import Plugins, make_manager
-from tests.plugins.conftest import Notes, Watched
+from tests.plugins.conftest import Ask, Notes, Watched
 
 MODELS = ["serial", "threading", "pool", "forking"]
 
@@ -58,6 +58,54 @@ def test_hook_framings(plugin):
     plugins = plugin(OFFER.format(hook="srvkit_framings"))
     assert plugins.framings["mine"].cls is sys.modules["hooked_plugin"].Mine
     assert len(sys.modules["hooked_plugin"].calls) == 1
+
+
+def test_hook_concurrency_has_its_mixin_in_front_of_the_server(
+    watched: Watched, notes: Notes, ask: Ask
+) -> None:
+    program = watched(
+        """
+        from srvkit import ThreadingMixIn
+
+        class Mine(ThreadingMixIn):
+            def process_request(self, request, client_address):
+                note("mine", self.name)
+                super().process_request(request, client_address)
+
+        @hookimpl
+        def srvkit_concurrency():
+            return {"mine": Mine}
+        """,
+        "mine",
+    )
+    program.addresses("a")
+    assert ask(b"hello\n") == b"hello\n"
+    assert program.end() == 0
+    assert notes() == [["mine", "a"]]
+
+
+def test_hook_framings_has_its_class_called_with_the_rest_of_the_table(
+    watched: Watched, notes: Notes, ask: Ask
+) -> None:
+    program = watched(
+        """
+        from srvkit import Delimiter
+
+        class Mine(Delimiter):
+            def __init__(self, mark: str, times: int = 1, max_message: int | None = None):
+                note("made", mark, times)
+                super().__init__(mark.encode() * times, max_message)
+
+        @hookimpl
+        def srvkit_framings():
+            return {"mine": Mine}
+        """,
+        more='framing = { name = "mine", mark = "*", times = 2 }',
+    )
+    program.addresses("a")
+    assert ask(b"one**two*three**") == b"one**two*three**"
+    assert program.end() == 0
+    assert ["made", "*", "2"] in notes()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -122,6 +170,27 @@ def test_hook_server_start(model, watched, worker, notes, tmp_path):
     assert program.end() == 0
     refused = 111
     assert notes() == [["a", pid, str(model == "forking"), str(refused), "True"]]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_hook_server_start_keeps_a_server_from_starting(model: str, watched: Watched, notes: Notes) -> None:
+    program = watched(
+        """
+        @hookimpl
+        def srvkit_server_start(server):
+            note("start", server.name)
+            raise LookupError("not today")
+
+        @hookimpl
+        def srvkit_server_stop(server):
+            note("stop", server.name)
+        """,
+        model,
+    )
+    assert program.ended() == 3
+    assert "LookupError: not today" in program.log
+    assert "listening on" not in program.log
+    assert notes() == [["start", "a"]]
 
 
 @pytest.mark.parametrize("model", MODELS)
