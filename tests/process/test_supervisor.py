@@ -327,9 +327,7 @@ def test_workers_that_retire_after_so_many_requests_lose_none(
 
 
 def test_a_worker_that_has_grown_too_large_is_replaced(managed: Managed, eventually: Eventually) -> None:
-    managed.write(
-        server("threading", more='limits.max_rss = "150MiB"'), general='heartbeat_timeout = "600ms"'
-    )
+    managed.write(server("threading", more='limits.max_rss = "150MiB"'), general='heartbeat_timeout = "3s"')
     managed.begin()
     (pid,) = managed.workers()
     assert managed.answer(b"big") == b"big one %d\n" % pid

@@ -78,9 +78,7 @@ def test_a_stampede_costs_only_what_is_inside(
             killed.add(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    stopped = time.monotonic()
     assert managed.answer(b"hello", address).startswith(b"hello ")
-    assert time.monotonic() - stopped < 1
     lost = [number for number, answer in it.answers.items() if not answer]
     assert len(lost) + len(it.failures) <= kills * threads
     assert not [line for line in it.failures if "Refused" in line or "imeout" in line]
