@@ -247,7 +247,7 @@ def test_what_a_failed_check_has_printed_is_logged(shared: Shared, caplog: pytes
         "and more",
         "the check was killed by SIGKILL, so nothing is replaced",
     ]
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_what_a_good_one_has_printed_is_nobodys_business(
@@ -258,7 +258,7 @@ def test_what_a_good_one_has_printed_is_nobodys_business(
     os.write(one._output, b"fine\n")
     shared.ended(0)
     assert one.conclude()
-    assert caplog.messages == [] and open_files() == before
+    assert caplog.messages == [] and open_files() <= before
 
 
 def test_a_check_has_its_time(shared: Shared) -> None:
@@ -275,4 +275,4 @@ def test_one_that_cannot_begin_leaves_nothing_open(what: str, shared: Shared) ->
     shared.short_of.add(what)
     with pytest.raises((OSError, MemoryError)):
         check(shared)
-    assert open_files() == before
+    assert open_files() <= before
