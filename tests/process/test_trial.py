@@ -236,3 +236,17 @@ def test_a_descriptor_that_nobody_asked_for_is_closed(rig: Rig) -> None:
     rig.hear({"doing": "something else"}, list(os.pipe()))
     assert open_files() <= before
     one.close()
+
+
+def test_certificates_that_come_behind_the_answer_do_not_count(rig: Rig) -> None:
+    before = open_files()
+    one = rig.begin()
+    rig.hear(*stored("secret"))
+    rig.hear({"doing": "something else"}, list(os.pipe()))
+    rig.hear(*stored("another"))
+    rig.end()
+    taken = one.answer().credentials.pop("a")
+    assert taken.read() == {"cert.pem": b"secret"}
+    taken.close()
+    one.close()
+    assert open_files() <= before

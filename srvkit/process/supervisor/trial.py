@@ -12,6 +12,7 @@ from typing import Any
 from srvkit.config.makings import Makings
 from srvkit.config.model import Config, Problems
 from srvkit.errors import SrvkitError
+from srvkit.net.closing import close
 from srvkit.net.tls_context import Term
 from srvkit.process.channel import Channel, Message, open_channel
 from srvkit.process.child import end_group, ending
@@ -113,17 +114,22 @@ class Trial:
         end_group(self._child)  # what a plugin has forked: nobody else would end it
 
     def _heard(self, message: Message, descriptors: list[int]) -> None:
-        if descriptors or message.get("certificates"):
+        if self._answer is not None:  # what comes later is of a plugin, whose word does not count
+            close(*descriptors)
+            return
+        if message.get("certificates"):
             try:
                 self._keep(message, descriptors)
             except Exception as error:
                 self._broken = error
+        else:
+            close(*descriptors)
         if "doing" in message:
             self._doing = str(message["doing"])
         elif "names" in message:
-            if self._names is NO_NAMES:  # what comes later is of a plugin, whose word does not count
+            if self._names is NO_NAMES:
                 self._names = message["names"]
-        elif self._answer is None:
+        else:
             self._answer = message
 
     def _keep(self, message: Message, descriptors: list[int]) -> None:
