@@ -254,7 +254,7 @@ class Rig:
         self.new_log()
         processes = sum(self.wanted.values())
         self.until(lambda: len(self.children()) == processes, "those that were replaced have gone")
-        self._usual = self._descriptors()
+        self._usual = self._descriptors_at_rest()
 
     def switch(self) -> None:
         """Reload, undisturbed, with the other configuration."""
@@ -321,6 +321,14 @@ class Rig:
                 # Where there is no memfd_create a file does instead.
                 found[re.sub(r"/dev/shm/(srvkit-\w+)-\w+", r"/memfd:\1", name)] += 1
         return found
+
+    def _descriptors_at_rest(self) -> Counter[str]:
+        """Count them when nothing is closed any more of who has just ended, or asked."""
+        counts = []
+        for _ in range(20):
+            counts.append(self._descriptors())
+            time.sleep(0.01)
+        return min(counts, key=Counter.total)
 
     def is_alive(self) -> bool:
         assert self.process is not None

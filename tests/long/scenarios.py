@@ -148,12 +148,15 @@ class Usr1(Scenario):
         rig.until(lambda: log.exists() and "log reopened" in log.read_text(), "the log is reopened")
 
         def is_new() -> bool:
-            return not [
-                link
-                for pid in (rig.pid, *rig.children())
-                for path in Path(f"/proc/{pid}/fd").iterdir()
-                if ".old" in (link := os.readlink(path))
-            ]
+            try:
+                return not [
+                    link
+                    for pid in (rig.pid, *rig.children())
+                    for path in Path(f"/proc/{pid}/fd").iterdir()
+                    if ".old" in (link := os.readlink(path))
+                ]
+            except FileNotFoundError:  # closed meanwhile
+                return False
 
         rig.until(is_new, "nobody writes to the old log")
 

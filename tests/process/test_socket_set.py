@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -152,10 +153,18 @@ def test_a_successor_knows_them_by_their_entries(sockets):
 # ---- one address, written in several ways
 
 
-def free_port(host: str = "127.0.0.1", kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    """Return a port that nobody has at any address, of those that the kernel gives to nobody by itself."""
+    while True:
+        port = random.randrange(15000, 30000)
+        family, whole = (
+            (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "0.0.0.0")
+        )
+        with socket.socket(family, kind) as sock, contextlib.suppress(OSError):
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((whole, port))
+            return port
 
 
 def reached(port: int) -> set[str]:
